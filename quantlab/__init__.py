@@ -1,0 +1,39 @@
+"""quantlab: which precision to ship on this GPU, what it costs, what it gains, and how sure we are.
+
+    import quantlab as ql
+    run = ql.run("smollm2-135m", ["fp8", "int4_awq"])     # the main job; a result that shows itself in a notebook
+    ql.ledger().frame()                                   # everything measured so far, as a pandas frame
+
+Names are looked up on first use: `import quantlab` loads no SDK.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_FACE = {
+    "run": "quantlab.face:run",
+    "plan": "quantlab.face:plan",
+    "ledger": "quantlab.face:ledger",
+    "recipe": "quantlab.catalog:recipe",
+    "suite": "quantlab.catalog:suite",
+    "model": "quantlab.catalog:model",
+}
+"""Public name -> "module:attribute"."""
+
+__all__ = ["__version__", *_FACE]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _FACE[name].split(":")
+    except KeyError:
+        raise AttributeError(f"module 'quantlab' has no attribute {name!r}") from None
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

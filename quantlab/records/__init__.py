@@ -1,0 +1,101 @@
+"""Every record that crosses a wall of the house: frozen, strict, one docstring a field.
+
+    ask       what a person writes down: Model, Recipe, CalibrationSet, Suite, Grid, Policy
+    results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy, Throughput
+    jobs      what crosses a process wall: Job and its specs, Event, Failure
+    verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
+    entries   what the ledger keeps: Entry, Host
+
+A record imports nothing heavy: the standard library, msgspec and `errors`. Unknown fields are refused on reading,
+so a record of a newer quantlab is an error with a name, never a silent loss.
+"""
+
+from quantlab.records.ask import (
+    Calibration,
+    CalibrationSet,
+    FidelityAsk,
+    Grid,
+    Model,
+    Policy,
+    QuantizerOverride,
+    Recipe,
+    Shape,
+    Suite,
+    SuiteTask,
+)
+from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
+from quantlab.records.jobs import (
+    CalibrateJob,
+    EngineConfig,
+    Event,
+    Failure,
+    FetchJob,
+    MeasureJob,
+    VerifyJob,
+)
+from quantlab.records.numbers import Number, Provenance, digest, encode
+from quantlab.records.results import (
+    Accuracy,
+    Artifact,
+    Calibrated,
+    Canary,
+    CanaryPrompt,
+    Cell,
+    Check,
+    Checkpoint,
+    Fidelity,
+    Reference,
+    TaskScore,
+    Throughput,
+    Verification,
+    Weights,
+)
+from quantlab.records.verdicts import Candidate, Comparison, Run, TaskComparison, Verdict
+
+__all__ = [
+    "SCHEMA",
+    "Accuracy",
+    "Artifact",
+    "CalibrateJob",
+    "Calibrated",
+    "Calibration",
+    "CalibrationSet",
+    "Canary",
+    "CanaryPrompt",
+    "Candidate",
+    "Cell",
+    "Check",
+    "Checkpoint",
+    "Comparison",
+    "EngineConfig",
+    "Entry",
+    "Event",
+    "Failure",
+    "FetchJob",
+    "Fidelity",
+    "FidelityAsk",
+    "Gpu",
+    "Grid",
+    "Host",
+    "MeasureJob",
+    "Model",
+    "Number",
+    "Policy",
+    "Provenance",
+    "QuantizerOverride",
+    "Recipe",
+    "Reference",
+    "Run",
+    "Shape",
+    "Suite",
+    "SuiteTask",
+    "TaskComparison",
+    "TaskScore",
+    "Throughput",
+    "Verdict",
+    "Verification",
+    "VerifyJob",
+    "Weights",
+    "digest",
+    "encode",
+]

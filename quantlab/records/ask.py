@@ -1,0 +1,231 @@
+"""What a person asks for: models and the five kinds of YAML file. Defaults here are the defaults of the files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the records that are written by hand: strict about unknown fields."""
+
+
+class Shape(Ask):
+    """The dimensions from which size, memory and speed follow."""
+
+    layers: int
+    """Decoder layers (self-attention; cross-attention layers of Mllama are counted in `cross_layers`)."""
+    hidden: int
+    """Width of the residual stream."""
+    intermediate: int
+    """Width of the MLP."""
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key/value heads (grouped-query attention)."""
+    head_dim: int
+    """Width of one head."""
+    vocabulary: int
+    """Rows of the embedding."""
+    tied: bool
+    """The output head shares the embedding's weights."""
+    cross_layers: int = 0
+    """Cross-attention layers (Mllama)."""
+    context: int = 131072
+    """Longest context in tokens."""
+
+
+class Model(Ask):
+    """A model word resolved: what it is and where its weights come from."""
+
+    word: str
+    """What the user typed: a catalog word, a hub id or a directory."""
+    source: Literal["hub", "package", "path"]
+    """hub: Hugging Face. package: weights inside an installed Python package. path: a local directory."""
+    location: str
+    """Hub id, package name or directory."""
+    revision: str | None = None
+    """Hub revision; None means the default branch."""
+    architecture: str | None = None
+    """The `architectures` entry of config.json; None where only the weights can tell."""
+    modality: Literal["text", "vision"] = "text"
+    """What goes in."""
+    gated: bool = False
+    """The hub asks for an accepted licence and a token."""
+    chat: bool = False
+    """Trained with a chat template, and calibrated through it."""
+    parameters: int | None = None
+    """Number of weights, where known."""
+    shape: Shape | None = None
+    """Dimensions, where known."""
+    summary: str = ""
+    """One line for `quantlab ls`."""
+
+
+class QuantizerOverride(Ask):
+    """One line on top of a ModelOpt preset, matched as ModelOpt matches: a wildcard on the quantizer's name."""
+
+    quantizer: str
+    """Wildcard, e.g. "*lm_head*weight_quantizer"."""
+    enable: bool | None = None
+    """Switch the matched quantizers on or off."""
+    num_bits: int | tuple[int, int] | None = None
+    """Integer bits, or (exponent, mantissa) of a float format."""
+    axis: int | None = None
+    """Axis kept for per-channel scales."""
+    block_size: int | None = None
+    """Group size along the input width."""
+
+
+class Calibration(Ask):
+    """Which data the ranges and scales are taken from."""
+
+    set: str = "python-docs"
+    """Name or path of a calibration set."""
+    samples: int = 128
+    """Number of samples."""
+    length: int = 512
+    """Tokens in a sample; shorter ones are concatenated, never padded."""
+    batch: int | None = None
+    """Samples in one forward pass; None lets quantlab choose (AWQ's search costs per batch: all in one)."""
+    seed: int = 0
+    """Chooses the samples."""
+
+
+class Recipe(Ask):
+    """A precision: a ModelOpt preset, small changes to it, and the data it is calibrated on."""
+
+    summary: str
+    """One line: what it does and on which GPUs it is served."""
+    preset: str | None
+    """Name of a configuration in modelopt.torch.quantization; null quantizes nothing (the baseline is a recipe)."""
+    format: Literal["bf16", "fp8", "int4_awq", "int4"]
+    """What the exported weights are; engines and checks read this."""
+    overrides: tuple[QuantizerOverride, ...] = ()
+    """Applied in order after the preset."""
+    kv_cache: Literal["none", "fp8"] = "none"
+    """Precision of the key/value cache."""
+    group_size: int | Literal["auto", "strict"] | None = None
+    """Weights that share a scale. auto: the preset's own, or the largest supported divisor where it does not divide a
+    layer's input width. strict: the preset's own, or a refusal. A number is meant exactly. null: no groups."""
+    export: Literal["unified", "folded"] = "unified"
+    """unified: ModelOpt's Hugging Face export. folded: the rounded weights written back in 16 bit, for formats that
+    no export knows; such a checkpoint is marked as a simulation and never timed."""
+    calibration: Calibration | None = None
+    """null where nothing is calibrated (weights only)."""
+
+
+class CalibrationSet(Ask):
+    """Where calibration text comes from."""
+
+    summary: str
+    """One line for `quantlab ls`."""
+    source: Literal["hub", "file"]
+    """hub: a dataset of the Hugging Face hub through `datasets`. file: text or JSONL beside this YAML or by path."""
+    dataset: str | None = None
+    """Hub dataset id."""
+    config: str | None = None
+    """Its configuration."""
+    split: str = "train"
+    """Its split."""
+    revision: str | None = None
+    """Its revision."""
+    file: str | None = None
+    """Path of a .txt (UTF-8) or .jsonl file, relative to this YAML."""
+    column: str = "text"
+    """Field that holds the text, or the list of chat messages (role, content)."""
+    licence: str = ""
+    """Licence of the data."""
+
+
+class SuiteTask(Ask):
+    """One lm-eval task in a suite."""
+
+    task: str
+    """Task or group name; quantlab's own tasks lie in evals/tasks/."""
+    metric: str | None = None
+    """Metric the verdict rests on (acc, acc_norm, exact_match ...); null takes the task's first. A filter is written
+    after a comma, as lm-eval does: "exact_match,flexible-extract"."""
+    shots: int | None = None
+    """Few-shot examples; null takes the task's own."""
+    limit: int | None = None
+    """First items only; null takes all."""
+    chat_template: bool = False
+    """Render the prompt through the model's chat template."""
+    data: dict[str, str] | None = None
+    """Local files by split, e.g. {test: mmlu.jsonl}, relative to the suite; for machines without a hub."""
+    package: str | None = None
+    """Python package that must be installed for the data."""
+
+
+class FidelityAsk(Ask):
+    """The held-out text on which two precisions are compared position by position."""
+
+    text: str = "../texts/heldout.txt"
+    """UTF-8 file, relative to the suite."""
+    windows: int = 24
+    """Number of windows, spread evenly over the text."""
+    length: int = 512
+    """Tokens in a window; the first `burn_in` positions are not scored."""
+    burn_in: int = 32
+    """Positions at the start of a window without enough context to be fair."""
+    top_k: int = 512
+    """Baseline log-probabilities kept a position; the rest is one tail bucket."""
+
+
+class Suite(Ask):
+    """What accuracy means in a run."""
+
+    summary: str
+    """One line for `quantlab ls`."""
+    tasks: tuple[SuiteTask, ...]
+    """The tasks, in order."""
+    fidelity: FidelityAsk | None = None
+    """Held-out text; null skips fidelity."""
+    canary: tuple[str, ...] = (
+        "The capital of France is",
+        "Water is made of hydrogen and",
+        "One, two, three, four,",
+    )
+    """Prompts for the canary."""
+    synthetic: bool = False
+    """Generated items: comparable between precisions, not with published scores."""
+
+
+class Grid(Ask):
+    """Throughput cells: the product of the three axes."""
+
+    summary: str
+    """One line for `quantlab ls`."""
+    isl: tuple[int, ...]
+    """Input sequence lengths, tokens."""
+    osl: tuple[int, ...]
+    """Output sequence lengths, tokens."""
+    batch: tuple[int, ...]
+    """Sequences in flight at once."""
+    warmup: int = 1
+    """Runs not counted, a cell."""
+    repeats: int = 3
+    """Counted runs, a cell."""
+
+
+class Policy(Ask):
+    """What is accepted."""
+
+    summary: str
+    """One line for `quantlab ls`."""
+    baseline: str = "bf16"
+    """Recipe against which the others are judged."""
+    max_drop: float = 2.0
+    """Largest accepted drop of the suite score, in points."""
+    confidence: float = 0.95
+    """Two-sided confidence of the intervals the verdict rests on."""
+    max_gain: float = 3.0
+    """A gain that is surely larger than this many points is anomalous, not a success."""
+    collapse_kl: float = 3.0
+    """Mean KL in nats above which a checkpoint has collapsed."""
+    collapse_top1: float = 0.25
+    """Top-1 agreement below which a checkpoint has collapsed."""
+    max_broken_items: float = 0.01
+    """Share of items without a finite score above which a result is anomalous."""

@@ -1,0 +1,139 @@
+"""What crosses a process wall. The parent writes job.json, the child writes result.json; both are these records."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from quantlab.records.ask import CalibrationSet, Grid, Model, Recipe, Suite
+from quantlab.records.results import Artifact, Calibrated, Checkpoint, Weights
+
+
+class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the job specs. Paths in a spec are absolute."""
+
+
+class FetchJob(Spec):
+    """Bring a model's weights to this machine as config.json + safetensors + tokenizer. Result: Weights."""
+
+    model: Model
+    into: str
+    """Directory to create; written under a temporary name, then renamed. Unused for hub and path sources."""
+
+
+class CalibrateJob(Spec):
+    """Quantize and export. Result: Calibrated."""
+
+    weights: Weights
+    model: Model
+    recipe: Recipe
+    recipe_name: str
+    group_size: int | None
+    """Resolved by the plan."""
+    set: CalibrationSet | None
+    set_folder: str | None
+    """Folder of the set's YAML: its `file` is relative to it."""
+    into: str
+    """Directory to create; written under a temporary name, then renamed."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda"."""
+    threads: int = 0
+    """0: chosen by the child runner."""
+
+
+class VerifyJob(Spec):
+    """Hold an export against its recipe and against the calibrated model. Result: Verification."""
+
+    weights: Weights
+    recipe: Recipe
+    calibrated: Calibrated
+    checkpoint_path: str
+    """Absolute."""
+    device: str = "auto"
+
+
+class EngineConfig(Spec):
+    """How an engine is opened; part of every measurement's identity."""
+
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1"."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Arithmetic of everything that is not quantized. auto: the checkpoint's own."""
+    token_budget: int = 8192
+    """Most tokens in one forward pass, padding included."""
+    max_length: int | None = None
+    """Longest sequence; None means the model's own. A longer prompt is refused, never cut."""
+
+
+class MeasureJob(Spec):
+    """Open one artifact and measure stages on one session, in order. Result of each is sent as an Event."""
+
+    engine: str
+    artifact: Artifact
+    """With an absolute path."""
+    config: EngineConfig
+    stages: tuple[Literal["canary", "reference", "fidelity", "accuracy", "throughput"], ...]
+    folder: str
+    """Working folder of this job for what is kept between attempts and for files that become part of the ledger."""
+    suite: Suite | None = None
+    suite_name: str = ""
+    suite_folder: str | None = None
+    """Folder of the suite's YAML: its relative paths are relative to it."""
+    tasks_folder: str | None = None
+    """Folder with quantlab's lm-eval task files."""
+    grid: Grid | None = None
+    grid_name: str = ""
+    reference: str | None = None
+    """Absolute path of the baseline's reference .npz for fidelity."""
+    bandwidth: float | None = None
+    """Memory bandwidth of the device in bytes per second, where known."""
+    seed: int = 0
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One line that a child sends while it runs."""
+
+    kind: Literal["progress", "note", "result"]
+    stage: str
+    done: float = 0
+    total: float = 0
+    text: str = ""
+    result: msgspec.Raw | None = None
+    """A finished stage's record, for kind "result"."""
+    files: dict[str, str] = {}
+    """Files that belong to the result, name -> absolute path; the parent moves them into the ledger."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """An error that crossed a process wall or was kept in the ledger."""
+
+    kind: str
+    """Class name in quantlab.errors."""
+    problem: str
+    place: str = ""
+    cure: str = ""
+    trace: str = ""
+    """Traceback of an unexpected error; empty for our own."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """result.json: exactly one of the two is set."""
+
+    result: Any = None
+    failure: Failure | None = None
+
+
+__all__ = [
+    "Artifact",
+    "CalibrateJob",
+    "Checkpoint",
+    "EngineConfig",
+    "Event",
+    "Failure",
+    "FetchJob",
+    "MeasureJob",
+    "Outcome",
+    "Spec",
+    "VerifyJob",
+]

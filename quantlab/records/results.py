@@ -1,0 +1,247 @@
+"""What the rooms hand back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from quantlab.records.numbers import Number
+
+
+class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything that is measured or made."""
+
+
+class Weights(Result):
+    """A model's weights on this machine, ready to be read."""
+
+    path: str
+    """Directory with config.json, safetensors and the tokenizer."""
+    digest: str
+    """SHA-256 over the names and contents of config and weight files."""
+    architecture: str
+    """`architectures[0]` of config.json."""
+    bytes: int
+    """Size of the safetensors files."""
+    note: str = ""
+    """How they came here, e.g. "dequantized from the package's GGUF Q4_1"."""
+
+
+class Checkpoint(Result):
+    """A directory that TensorRT-LLM, vLLM and quantlab's own engine can read."""
+
+    path: str
+    """Directory; relative to the ledger when it lies inside, absolute otherwise."""
+    digest: str
+    """SHA-256 over the names and contents of config, quantization and weight files."""
+    recipe: str
+    """Name of the recipe that made it."""
+    format: str
+    """As in the recipe: bf16, fp8, int4_awq, int4."""
+    architecture: str
+    """`architectures[0]` of config.json."""
+    group_size: int | None = None
+    """Weights that share a scale, as really used."""
+    kv_cache: str = "none"
+    """Precision of the key/value cache."""
+    simulated: bool = False
+    """Rounded weights in 16 bit: right for accuracy, meaningless for speed and size."""
+    bytes: int = 0
+    """Size of the safetensors files."""
+    source_bytes: int = 0
+    """Size of the 16-bit weights it was made from."""
+    bits_per_weight: float = 16.0
+    """Stored bits of the quantized layers, scales included, over their number of weights."""
+
+
+class Calibrated(Result):
+    """What calibrating gave and cost."""
+
+    checkpoint: Checkpoint
+    """The export."""
+    layers: tuple[str, ...] = ()
+    """Names of the quantized linear layers."""
+    calibration_digest: str | None = None
+    """SHA-256 of the token ids that were fed, in order."""
+    samples: int = 0
+    """Samples fed."""
+    tokens: int = 0
+    """Tokens fed."""
+    seconds: float = 0.0
+    """Wall time of loading, calibrating and exporting."""
+    calibrate_seconds: float = 0.0
+    """Wall time of the calibration alone."""
+    peak_bytes: int = 0
+    """Peak resident memory of the child (and of the GPU, where one was used, in `peak_gpu_bytes`)."""
+    peak_gpu_bytes: int = 0
+    """Peak allocated GPU memory."""
+    device: str = "cpu"
+    """Where it ran."""
+    probe: str | None = None
+    """File with what the calibrated model computed on a probe batch, for `verify`; relative to the checkpoint."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a changed group size, a resmoothing."""
+
+
+class Check(Result):
+    """One finding of `verify`."""
+
+    name: str
+    """Short name: size, coverage, amax, input_scale, scales, metadata, reopened."""
+    passed: bool
+    """False stops the run."""
+    finding: str
+    """One sentence with the figures."""
+
+
+class Verification(Result):
+    """The export held against what was meant and against the calibrated model."""
+
+    checks: tuple[Check, ...]
+    """All checks, passed or not."""
+    seconds: float = 0.0
+    """Wall time."""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+class Artifact(Result):
+    """What an engine opens."""
+
+    engine: str
+    """Name of the engine."""
+    path: str
+    """Directory or file."""
+    checkpoint: Checkpoint
+    """What it was built from."""
+    numerics: Literal["native", "emulated", "simulated"] = "native"
+    """native: the format's own kernels. emulated: the same rounding by other kernels: right scores, meaningless speed.
+    simulated: rounded weights in a 16-bit checkpoint."""
+    engine_version: str = ""
+    """Version of the SDK."""
+
+
+class CanaryPrompt(Result):
+    """One greedy continuation."""
+
+    prompt: str
+    completion: str
+    distinct: float
+    """Distinct trigrams over all trigrams of the continuation; collapse gives nearly 0."""
+    nll: float | None
+    """Mean negative log-likelihood in nats of the prompt's own tokens; None where it is not finite."""
+    passed: bool
+    reason: str = ""
+
+
+class Canary(Result):
+    """Is it a language model at all?"""
+
+    passed: bool
+    reason: str
+    """Why not, or how it was judged."""
+    prompts: tuple[CanaryPrompt, ...]
+    seconds: float = 0.0
+
+
+class Reference(Result):
+    """The baseline's distribution over the held-out text, kept once."""
+
+    path: str
+    """.npz beside the entry, relative to the ledger."""
+    text_digest: str
+    """SHA-256 of the token ids of all windows."""
+    positions: int
+    top_k: int
+    tail: float
+    """Mean probability mass outside the top k."""
+    perplexity: float
+    seconds: float = 0.0
+
+
+class Fidelity(Result):
+    """How far the distribution moved, position by position, from the baseline's."""
+
+    text_digest: str
+    """SHA-256 of the token ids of all windows."""
+    positions: int
+    kl: Number
+    """Mean KL(baseline || candidate) in nats; lower bound through the lumped tail."""
+    kl_percentiles: dict[str, float]
+    """"50", "90", "95", "99", "max"."""
+    top1: Number
+    """Share of positions where both prefer the same token."""
+    perplexity: Number
+    perplexity_ratio: Number
+    """Candidate over baseline."""
+    seconds: float = 0.0
+
+
+class TaskScore(Result):
+    """One task of a suite on one checkpoint."""
+
+    task: str
+    metric: str
+    n: int
+    """Items scored."""
+    score: Number
+    """Unit "share"."""
+    chance: float | None = None
+    """Score of guessing, where all items have a known number of choices."""
+    broken: int = 0
+    """Items without a finite score, or from which no answer could be extracted."""
+    prompts_digest: str = ""
+    """SHA-256 over item ids and rendered prompts: two runs are comparable only if equal."""
+    shots: int = 0
+    chat_template: bool = False
+    truncated: int = 0
+    """Prompts that would not fit; always 0, because they are refused."""
+    seconds: float = 0.0
+
+
+class Accuracy(Result):
+    """A suite on one checkpoint. Item results lie in `items` (Parquet), see measure/accuracy.py for the columns."""
+
+    suite: str
+    tasks: tuple[TaskScore, ...]
+    items: str
+    """Parquet file, relative to the ledger."""
+    seconds: float = 0.0
+    requests: int = 0
+
+
+class Cell(Result):
+    """One throughput cell. A cell that fails a check keeps its place, with the reason."""
+
+    isl: int
+    osl: int
+    batch: int
+    valid: bool = True
+    reason: str = ""
+    ttft_seconds: Number | None = None
+    """Time to the first token: the prefill of the whole batch."""
+    tpot_seconds: Number | None = None
+    """Time per output token after the first, of one sequence."""
+    prefill_tokens_per_second: Number | None = None
+    decode_tokens_per_second: Number | None = None
+    """All sequences together."""
+    tokens_per_second: Number | None = None
+    """Output tokens over the whole time, prefill included."""
+    bandwidth_share: Number | None = None
+    """Bytes that a decode step must read over what the memory could deliver; None where the bandwidth is unknown."""
+
+
+class Throughput(Result):
+    """A grid on one artifact."""
+
+    grid: str
+    cells: tuple[Cell, ...]
+    numerics: Literal["native", "emulated", "simulated"]
+    device: str
+    """"cpu: AMD EPYC, 2 threads", "NVIDIA H100 80GB HBM3"."""
+    peak_bytes: int = 0
+    """Peak resident memory of the child; GPU memory where the device is one."""
+    seconds: float = 0.0

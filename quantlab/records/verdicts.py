@@ -1,0 +1,107 @@
+"""What is concluded from the ledger, and what a report shows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from quantlab.records.ask import Grid, Model, Policy, Recipe, Suite
+from quantlab.records.entries import Host
+from quantlab.records.jobs import Failure
+from quantlab.records.numbers import Number
+from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity, Throughput, Verification
+
+
+class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of what is derived and never measured."""
+
+
+class TaskComparison(Conclusion):
+    """Baseline and candidate on the same items of one task (or of the whole suite: task "all")."""
+
+    task: str
+    metric: str
+    n: int
+    baseline: Number
+    """Unit "share"."""
+    candidate: Number
+    difference: Number | None = None
+    """Candidate minus baseline, in points, with its paired interval; None when incomparable."""
+    recovery: Number | None = None
+    """Candidate over baseline, unit "share"."""
+    regressed: int = 0
+    """Items right before and wrong now."""
+    improved: int = 0
+    """Items wrong before and right now."""
+    churn: int = 0
+    """Items wrong both times, with a different answer."""
+    detectable_drop: float | None = None
+    """Smallest true drop in points that this many items would show with power 0.8."""
+    incomparable: str = ""
+    """Why no difference is shown: what differs, and the cure. Empty when comparable."""
+
+
+class Comparison(Conclusion):
+    """All tasks and the suite as a whole."""
+
+    suite: TaskComparison
+    tasks: tuple[TaskComparison, ...]
+
+
+class Verdict(Conclusion):
+    """The answer for one recipe."""
+
+    status: Literal["baseline", "accept", "regression", "anomalous", "infeasible", "insufficient"]
+    reason: str
+    """One sentence with the figures."""
+    items_needed: int | None = None
+    """For insufficient: about how many more items would decide it."""
+
+
+class Candidate(Conclusion):
+    """Everything known about one recipe in one run; the baseline is one of them."""
+
+    recipe_name: str
+    recipe: Recipe
+    verdict: Verdict
+    calibrated: Calibrated | None = None
+    verification: Verification | None = None
+    canary: Canary | None = None
+    fidelity: Fidelity | None = None
+    accuracy: Accuracy | None = None
+    throughput: Throughput | None = None
+    comparison: Comparison | None = None
+    """None for the baseline and for what did not get that far."""
+    failure: Failure | None = None
+    """Where it stopped."""
+    failed_stage: str = ""
+    flips: tuple[dict[str, str], ...] = ()
+    """A sample of flipped items for the report: task, id, prompt, right, baseline, candidate."""
+    identities: dict[str, str] = {}
+    """Stage -> identity in the ledger."""
+
+
+class Run(Conclusion):
+    """One run as the report sees it."""
+
+    schema: int
+    model: Model
+    engine: str
+    suite_name: str
+    suite: Suite | None
+    grid_name: str
+    grid: Grid | None
+    policy_name: str
+    policy: Policy
+    candidates: tuple[Candidate, ...]
+    """Baseline first."""
+    host: Host
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    """The command that reproduces it."""
+    summary: str
+    """The answer in one or two sentences."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know: emulated speed, synthetic items, baseline weights that were quantized before."""
