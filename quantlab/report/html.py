@@ -1,0 +1,131 @@
+"""The run as one HTML file that works offline, on a phone, in the dark, on paper and without JavaScript.
+
+Safe by construction, because prompts and names are other people's: every value passes jinja2's autoescape, nothing is
+marked safe but the page's own style and script, and a Content-Security-Policy allows exactly these two by their
+hashes. Markup that would slip through could neither run nor load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from quantlab.records import Candidate, Run
+from quantlab.report import charts, figures, forest, rows
+from quantlab.report.clean import clean
+
+PROMPT = 1600
+"""Characters of a prompt that the page shows; the JSON holds all of it."""
+ANSWER = 400
+"""Characters of an answer or of a canary's continuation."""
+FLIPS = 600
+"""Flipped items in the whole page, shared by the recipes: keeps the file far under 3 MB."""
+
+
+def to_html(run: Run) -> str:
+    """The whole page, self-contained."""
+    run = clean(run)
+    table = rows.rows(run)
+    style, script = _page_file("report.css"), _page_file("report.js")
+    page: str = _environment().get_template("template.html").render(
+        run=run,
+        rows=table,
+        task_rows=rows.task_rows(run),
+        places=rows.ends(run),
+        size_panel=charts.size_panel(run, table),
+        speed_panels=charts.speed_panels(run, table),
+        forests=forest.forests(run),
+        flips=flips(run),
+        notes=rows.notes(run),
+        statuses=rows.STATUSES,
+        meanings=rows.MEANINGS,
+        style=style,
+        script=script,
+        policy_of_content=_policy(style, script),
+    )  # fmt: skip
+    return page
+
+
+def flips(run: Run) -> list[tuple[Candidate, tuple[dict[str, str], ...], int]]:
+    """Per recipe with flips: the recipe, what is shown of them, how many answers changed sides in all."""
+    found = [candidate for candidate in run.candidates if candidate.flips]
+    most = max(20, FLIPS // max(1, len(found)))
+    return [(candidate, candidate.flips[:most], _changed(candidate)) for candidate in found]
+
+
+def _changed(candidate: Candidate) -> int:
+    whole = candidate.comparison.suite if candidate.comparison else None
+    return max(len(candidate.flips), whole.regressed + whole.improved if whole else 0)
+
+
+def fields(record: Any) -> list[tuple[str, str]]:
+    """A record as rows of dotted field and value, for tables of provenance; empty fields are left out."""
+    return list(_flat("", msgspec.to_builtins(record)))
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [row for key, each in value.items() for row in _flat(f"{name}.{key}" if name else str(key), each)]
+    if isinstance(value, list | tuple) and any(isinstance(each, dict) for each in value):
+        return [row for place, each in enumerate(value, 1) for row in _flat(f"{name}.{place}", each)]
+    if value is None or value in ("", [], ()):
+        return []
+    if isinstance(value, list | tuple):
+        return [(name, ", ".join(str(each) for each in value))]
+    return [(name, str(value))]
+
+
+def typeset(text: str) -> str:
+    """A true minus sign before digits: a hyphen is easily overlooked, and here it is the finding."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
+def moment(stamp: str) -> str:
+    """An ISO time as a person writes it: "2026-11-24 18:42 UTC"; anything else unchanged."""
+    found = re.match(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)", stamp)
+    return f"{found[1]} {found[2]} UTC" if found else stamp
+
+
+def _policy(style: str, script: str) -> str:
+    def source(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+    return (
+        f"default-src 'none'; style-src {source(style)}; script-src {source(script)}; "
+        f"img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _page_file(name: str) -> str:
+    from markupsafe import Markup
+
+    return Markup("\n" + files("quantlab.report").joinpath("page", name).read_text("utf-8"))
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
+        loader=PackageLoader("quantlab.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "typeset": typeset,
+        "moment": moment,
+        "fields": fields,
+        "prompt": lambda text: figures.clip(text, PROMPT),
+        "answer": lambda text: figures.clip(text, ANSWER),
+    }
+    found.globals |= {"figures": figures, "provenance": rows.provenance, "numerics": rows.numerics, "find": rows.find}
+    return found

@@ -1,0 +1,183 @@
+"""From a `Run` to the rows that all faces of the report show. Pure; nothing is rounded or judged here.
+
+The one decision made here is what may be shown as a precision's own. An emulated run rounds as the format does but
+computes with other kernels: its scores are the format's, its speed is not. A simulated checkpoint holds rounded
+weights in 16 bit: neither its speed nor its size is the format's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantlab.records import Candidate, Cell, Number, Run, TaskComparison
+
+MARKS = {"native": "", "emulated": "†", "simulated": "‡"}
+"""Sign beside a number that is not the format's own, for faces without colour or shape."""
+
+MEANINGS = {
+    "measured": "this format's own kernels ran on this machine",
+    "emulated": "the format's rounding by other kernels: scores are the format's, speed and memory are not",
+    "simulated": "rounded weights in a 16-bit checkpoint: scores are the format's, speed and size are not",
+    "predicted": "from a model of the hardware, always an interval",
+    "published": "somebody else's measurement, with its source",
+}
+"""Legend: where a number comes from, and how far it may be trusted."""
+
+STATUSES = {
+    "baseline": "what the others are compared with",
+    "accept": "the loss is surely within the policy",
+    "regression": "the loss is surely beyond the policy",
+    "anomalous": "something is wrong with the measurement or the export",
+    "infeasible": "it does not work here",
+    "insufficient": "too little data to decide",
+}
+"""Legend: what a verdict means."""
+
+
+def numerics(candidate: Candidate) -> str:
+    """native, emulated or simulated: how this candidate's numbers were computed."""
+    if candidate.calibrated is not None and candidate.calibrated.checkpoint.simulated:
+        return "simulated"
+    if candidate.throughput is not None:
+        return candidate.throughput.numerics
+    return "emulated" if any(number.provenance == "emulated" for number in _numbers(candidate)) else "native"
+
+
+def _numbers(candidate: Candidate) -> Iterator[Number]:
+    if candidate.accuracy is not None:
+        yield from (task.score for task in candidate.accuracy.tasks)
+    if candidate.fidelity is not None:
+        yield candidate.fidelity.kl
+
+
+def provenance(number: Number | None, how: str) -> str:
+    """The badge of a number: what it says itself, or how its candidate was computed where it says "measured"."""
+    said = "measured" if number is None else number.provenance
+    return how if said == "measured" and how != "native" else said
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe in the headline table; None where nothing was measured."""
+
+    candidate: Candidate
+    how: str
+    """native, emulated or simulated."""
+    score: Number | None
+    comparison: TaskComparison | None
+    """The suite as a whole; None for the baseline."""
+    bytes: int | None
+    """None for a simulated checkpoint: its size is not the format's."""
+    size_ratio: float | None
+    """Bytes over the bytes of the 16-bit weights."""
+    ends: tuple[Cell | None, Cell | None]
+    """The grid's first and last cell."""
+
+    @property
+    def name(self) -> str:
+        return self.candidate.recipe_name
+
+    @property
+    def status(self) -> str:
+        return self.candidate.verdict.status
+
+    @property
+    def difference(self) -> Number | None:
+        return self.comparison.difference if self.comparison else None
+
+    @property
+    def mark(self) -> str:
+        return MARKS[self.how]
+
+
+def rows(run: Run) -> list[Row]:
+    """The headline table, baseline first as in the run."""
+    before = suite_score(run)
+    places = ends(run)
+    return [_row(candidate, before, places) for candidate in run.candidates]
+
+
+def _row(candidate: Candidate, before: Number | None, places: tuple[Cell, Cell] | None) -> Row:
+    how = numerics(candidate)
+    whole = candidate.comparison.suite if candidate.comparison else None
+    made = candidate.calibrated.checkpoint if candidate.calibrated else None
+    stored = made.bytes if made and made.bytes and how != "simulated" else None
+    return Row(
+        candidate=candidate,
+        how=how,
+        score=whole.candidate if whole else before if candidate.verdict.status == "baseline" else own(candidate),
+        comparison=whole,
+        bytes=stored,
+        size_ratio=stored / made.source_bytes if stored and made and made.source_bytes else None,
+        ends=(find(candidate, places[0]), find(candidate, places[1])) if places else (None, None),
+    )
+
+
+def suite_score(run: Run) -> Number | None:
+    """The baseline's suite score as the comparisons have it; its own mean of tasks where there are none."""
+    for candidate in run.candidates:
+        if candidate.comparison is not None:
+            return candidate.comparison.suite.baseline
+    return own(run.candidates[0]) if run.candidates else None
+
+
+def own(candidate: Candidate) -> Number | None:
+    """Mean of the tasks' scores with the error of that mean: each task weighs the same, tasks are independent."""
+    if candidate.accuracy is None or not candidate.accuracy.tasks:
+        return None
+    scores = [task.score for task in candidate.accuracy.tasks]
+    errors = [score.standard_error for score in scores if score.standard_error is not None]
+    count = len(scores)
+    error = sum(each**2 for each in errors) ** 0.5 / count if len(errors) == count else None
+    total = sum(task.n for task in candidate.accuracy.tasks)
+    return Number(value=sum(s.value for s in scores) / count, unit="share", n=total, standard_error=error)
+
+
+def ends(run: Run) -> tuple[Cell, Cell] | None:
+    """First and last cell of the grid, taken from the first candidate that was timed."""
+    for candidate in run.candidates:
+        if candidate.throughput is not None and candidate.throughput.cells:
+            return candidate.throughput.cells[0], candidate.throughput.cells[-1]
+    return None
+
+
+def find(candidate: Candidate, place: Cell) -> Cell | None:
+    """The candidate's cell at the same place of the grid."""
+    cells = candidate.throughput.cells if candidate.throughput else ()
+    return next((cell for cell in cells if key(cell) == key(place)), None)
+
+
+def key(cell: Cell) -> tuple[int, int, int]:
+    """Place in the grid: input length, output length, batch."""
+    return cell.isl, cell.osl, cell.batch
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task of one recipe."""
+
+    name: str
+    """Recipe."""
+    how: str
+    task: TaskComparison
+
+
+def task_rows(run: Run) -> list[TaskRow]:
+    """Every task of every compared recipe, the most damaged first; incomparable ones last."""
+    return [
+        TaskRow(candidate.recipe_name, numerics(candidate), task)
+        for candidate in run.candidates
+        if candidate.comparison is not None
+        for task in by_damage(candidate.comparison.tasks)
+    ]
+
+
+def by_damage(tasks: tuple[TaskComparison, ...]) -> list[TaskComparison]:
+    """Largest loss first; tasks without a difference at the end."""
+    return sorted(tasks, key=lambda task: task.difference.value if task.difference else float("inf"))
+
+
+def notes(run: Run) -> list[str]:
+    """What the reader must know, each once, in order."""
+    return list(dict.fromkeys(run.notes))
