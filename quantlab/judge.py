@@ -1,0 +1,273 @@
+"""From measurements to a verdict. Pure: the same measurements and policy give the same words, on any machine.
+
+Two precisions answer the same items, so their answers are paired: the difference of two accuracies has a far smaller
+error than either accuracy (Miller 2024, arXiv:2411.00640). The verdict is a non-inferiority test on that paired
+difference: accept when the whole interval lies above -max_drop, regression when it lies below, insufficient between.
+KL, perplexity and the canary are screens for collapse and explanations, never the verdict.
+
+A difference is only formed between comparable scores. `incomparable` says what differs and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantlab.records import (
+    Accuracy,
+    Canary,
+    Comparison,
+    Failure,
+    Fidelity,
+    Number,
+    Policy,
+    TaskComparison,
+    TaskScore,
+    Verdict,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from quantlab.score.paired import Paired
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of one task on one checkpoint, in the order they were asked. All sequences have the same length."""
+
+    ids: Sequence[str]
+    digests: Sequence[str]
+    """Digest of each rendered prompt with its choices."""
+    correct: np.ndarray
+    """float64 [n], in 0..1."""
+    answers: Sequence[str]
+    clusters: Sequence[str]
+
+
+def incomparable(baseline: TaskScore, candidate: TaskScore, left: Items, right: Items) -> str:
+    """Why no difference may be formed, with the cure; empty when the two are comparable."""
+    again = "Score both again with the same suite and the same quantlab."
+    if baseline.metric != candidate.metric:
+        return f"metric {baseline.metric} against {candidate.metric}. {again}"
+    if baseline.chat_template != candidate.chat_template:
+        return f"the chat template was applied to one of the two only. {again}"
+    if baseline.shots != candidate.shots:
+        return f"{baseline.shots} few-shot examples against {candidate.shots}. {again}"
+    if len(left.ids) != len(right.ids):
+        return f"{len(left.ids)} items against {len(right.ids)}. {again}"
+    if list(left.ids) != list(right.ids):
+        return f"the items differ or come in another order, first at {_first(left.ids, right.ids)}. {again}"
+    if list(left.digests) != list(right.digests):
+        place = left.ids[_first_index(left.digests, right.digests)]
+        return (
+            f"the rendered prompts differ, first at item {place}: another tokenizer, template, BOS or few-shot "
+            f"choice. Compare the tokenizer files of the two checkpoints, then score both again."
+        )
+    return ""
+
+
+def compare(
+    baseline: Accuracy,
+    candidate: Accuracy,
+    left: Mapping[str, Items],
+    right: Mapping[str, Items],
+    policy: Policy,
+) -> Comparison:
+    """Baseline and candidate, task by task and as a suite (the mean over tasks, each task weighing the same).
+
+    `left` and `right` hold the items by task name.
+    """
+    from quantlab.score.paired import paired, suite
+
+    before = {score.task: score for score in baseline.tasks}
+    rows: list[TaskComparison] = []
+    usable: dict[str, tuple[np.ndarray, np.ndarray, Sequence[str] | None]] = {}
+    for score in candidate.tasks:
+        base, a, b = before[score.task], left[score.task], right[score.task]
+        why = incomparable(base, score, a, b)
+        if why:
+            rows.append(_withheld(base, score, why))
+            continue
+        usable[score.task] = (a.correct, b.correct, a.clusters)
+        found = paired(
+            a.correct,
+            b.correct,
+            confidence=policy.confidence,
+            clusters=a.clusters,
+            baseline_answers=a.answers,
+            candidate_answers=b.answers,
+        )
+        rows.append(_row(score.task, score.metric, found, policy))
+    refused = [row for row in rows if row.incomparable]
+    if refused:
+        whole = _withheld_suite(rows, f"{refused[0].task}: {refused[0].incomparable}")
+    else:
+        whole = _row("all", "mean of tasks", suite(usable, confidence=policy.confidence), policy, rows)
+    return Comparison(suite=whole, tasks=tuple(rows))
+
+
+def verdict(
+    policy: Policy,
+    *,
+    comparison: Comparison | None = None,
+    accuracy: Accuracy | None = None,
+    fidelity: Fidelity | None = None,
+    canary: Canary | None = None,
+    verification: Verification | None = None,
+    failure: Failure | None = None,
+    failed_stage: str = "",
+    refusal: str = "",
+) -> Verdict:
+    """The answer for one recipe, from whatever is known about it; the first reason that applies wins."""
+    if refusal:
+        return Verdict(status="infeasible", reason=refusal)
+    if verification is not None and not verification.passed:
+        bad = next(check for check in verification.checks if not check.passed)
+        return Verdict(status="anomalous", reason=f"the export failed the check {bad.name}: {bad.finding}")
+    if canary is not None and not canary.passed:
+        return Verdict(status="regression", reason=f"collapsed, found by the canary: {canary.reason}")
+    if fidelity is not None and (collapse := _collapse(fidelity, policy)):
+        return Verdict(status="regression", reason=collapse)
+    if failure is not None:
+        return Verdict(status="infeasible", reason=f"{failed_stage} failed: {failure.problem}")
+    if comparison is None or accuracy is None:
+        return Verdict(status="insufficient", reason="no accuracy was measured, so no verdict is given.")
+    if broken := _broken(accuracy, policy):
+        return Verdict(status="anomalous", reason=broken)
+    return _by_difference(comparison.suite, policy)
+
+
+def _collapse(fidelity: Fidelity, policy: Policy) -> str:
+    kl, top1 = fidelity.kl.value, fidelity.top1.value
+    if not kl <= policy.collapse_kl:
+        return f"collapsed: mean KL {kl:.2f} nats is above {policy.collapse_kl:g}."
+    if not top1 >= policy.collapse_top1:
+        return f"collapsed: the same next token in {top1:.0%} of positions, below {policy.collapse_top1:.0%}."
+    return ""
+
+
+def _broken(accuracy: Accuracy, policy: Policy) -> str:
+    for task in accuracy.tasks:
+        if task.n and task.broken / task.n > policy.max_broken_items:
+            return f"{task.broken} of {task.n} items of {task.task} gave no answer that could be scored."
+    return ""
+
+
+def _by_difference(whole: TaskComparison, policy: Policy) -> Verdict:
+    if whole.difference is None:
+        return Verdict(status="anomalous", reason=f"not comparable with the baseline: {whole.incomparable}")
+    low, high = whole.difference.low, whole.difference.high
+    if low is None or high is None:
+        return Verdict(status="insufficient", reason="one item per task gives no interval.")
+    span = f"{whole.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    level = f"{policy.confidence:.0%} interval over {whole.n} paired items"
+    if low > policy.max_gain:
+        return Verdict(status="anomalous", reason=f"{span} is a gain too good to be true ({level}).")
+    if low > -policy.max_drop:
+        return Verdict(
+            status="accept", reason=f"{span}: the drop is surely below {policy.max_drop:g} points ({level})."
+        )
+    if high < -policy.max_drop:
+        return Verdict(
+            status="regression",
+            reason=f"{span}: the drop is surely above {policy.max_drop:g} points ({level}).",
+        )
+    return _undecided(whole.difference, policy, span, level)
+
+
+def _undecided(difference: Number, policy: Policy, span: str, level: str) -> Verdict:
+    from quantlab.score.paired import items_for_margin
+
+    more = items_for_margin(
+        difference.value / 100,
+        (difference.standard_error or 0) / 100,
+        difference.n,
+        margin=policy.max_drop / 100,
+        confidence=policy.confidence,
+    )
+    then = f"about {more} more items would decide it" if more else "no number of items decides a tie at the margin"
+    return Verdict(
+        status="insufficient",
+        reason=f"{span} holds {-policy.max_drop:g} points ({level}); {then}.",
+        items_needed=more,
+    )
+
+
+def _row(task: str, metric: str, found: Paired, policy: Policy, parts: Sequence[TaskComparison] = ()) -> TaskComparison:
+    """`found` is in fractions; a difference is shown in points, because it is a difference of percentages."""
+    confidence = policy.confidence
+    return TaskComparison(
+        task=task,
+        metric=metric,
+        n=found.n,
+        baseline=Number(value=found.baseline_score, unit="share", n=found.n, standard_error=found.baseline_error),
+        candidate=Number(value=found.candidate_score, unit="share", n=found.n, standard_error=found.candidate_error),
+        difference=Number(
+            value=100 * found.difference,
+            unit="points",
+            n=found.n,
+            standard_error=_points(found.standard_error),
+            low=_points(found.low),
+            high=_points(found.high),
+            confidence=confidence,
+        ),
+        recovery=_recovery(found, confidence),
+        regressed=found.regressed,
+        improved=found.improved,
+        churn=sum(part.churn for part in parts) if parts else (found.churn or 0),
+        detectable_drop=_points(found.minimal_detectable_drop),
+    )
+
+
+def _recovery(found: Paired, confidence: float) -> Number | None:
+    if found.recovery is None:
+        return None
+    return Number(
+        value=found.recovery,
+        unit="share",
+        n=found.n,
+        low=found.recovery_low,
+        high=found.recovery_high,
+        confidence=confidence,
+    )
+
+
+def _points(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _withheld(base: TaskScore, score: TaskScore, why: str) -> TaskComparison:
+    return TaskComparison(
+        task=score.task,
+        metric=score.metric,
+        n=score.n,
+        baseline=base.score,
+        candidate=score.score,
+        incomparable=why,
+    )
+
+
+def _withheld_suite(rows: Sequence[TaskComparison], why: str) -> TaskComparison:
+    def mean(values: Sequence[float]) -> Number:
+        return Number(value=sum(values) / len(values), unit="share", n=sum(row.n for row in rows))
+
+    return TaskComparison(
+        task="all",
+        metric="mean of tasks",
+        n=sum(row.n for row in rows),
+        baseline=mean([row.baseline.value for row in rows]),
+        candidate=mean([row.candidate.value for row in rows]),
+        incomparable=why,
+    )
+
+
+def _first_index(left: Sequence[str], right: Sequence[str]) -> int:
+    return next(place for place, (a, b) in enumerate(zip(left, right, strict=True)) if a != b)
+
+
+def _first(left: Sequence[str], right: Sequence[str]) -> str:
+    place = _first_index(left, right)
+    return f"{left[place]} against {right[place]}"

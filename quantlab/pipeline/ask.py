@@ -1,0 +1,118 @@
+"""What a run is asked for, as words, and the same with every word resolved to its record."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantlab import catalog
+from quantlab.catalog import Found
+from quantlab.errors import BadInput
+from quantlab.records import EngineConfig, Grid, Model, Policy, Recipe, Suite
+
+STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy", "throughput")
+"""Stages a run may consist of, in order; `calibrate` always runs, because all others stand on it."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A run in words, as typed on the command line or passed in a notebook."""
+
+    model: str
+    recipes: tuple[str, ...] = ("fp8", "int4_awq")
+    suite: str = "quick"
+    grid: str = "quick"
+    policy: str = "default"
+    engine: str = "torch"
+    config: EngineConfig = field(default_factory=EngineConfig)
+    stages: tuple[str, ...] = STAGES
+    calibration_set: str | None = None
+    """Another calibration set than the recipes name."""
+    max_drop: float | None = None
+    """Another margin than the policy's, in points."""
+    threads: int = 0
+    """0: the number of cores."""
+    seed: int = 0
+    command: str = ""
+    """The command line to reproduce it; made up from the fields when empty."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The same with records."""
+
+    ask: Ask
+    model: Model
+    recipes: tuple[tuple[Found, Recipe], ...]
+    """Baseline first; no recipe twice."""
+    suite: Found
+    grid: Found
+    policy: Policy
+    policy_name: str
+    home: Path
+    """Where weights that quantlab itself made ready are kept."""
+
+    @property
+    def suite_record(self) -> Suite:
+        record = self.suite.record
+        assert isinstance(record, Suite)
+        return record
+
+    @property
+    def grid_record(self) -> Grid:
+        record = self.grid.record
+        assert isinstance(record, Grid)
+        return record
+
+
+def home() -> Path:
+    """$QUANTLAB_HOME, or the user's cache folder."""
+    given = os.environ.get("QUANTLAB_HOME")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(cache) / "quantlab"
+
+
+def resolve(ask: Ask) -> Resolved:
+    """Look every word up, before anything is started.
+
+    Raises:
+        BadInput: an unknown word or stage, with "did you mean".
+    """
+    unknown = [stage for stage in ask.stages if stage not in STAGES]
+    if unknown:
+        raise BadInput(f"no stage {unknown[0]!r}.", cure=f"Stages: {', '.join(STAGES)}.")
+    policy = catalog.policy(ask.policy)
+    record = policy.record
+    assert isinstance(record, Policy)
+    words = list(dict.fromkeys([record.baseline, *ask.recipes]))
+    found = [catalog.recipe(word) for word in words]
+    return Resolved(
+        ask=ask,
+        model=catalog.model(ask.model),
+        recipes=tuple((each, _with_set(each.record, ask.calibration_set)) for each in found),
+        suite=catalog.suite(ask.suite),
+        grid=catalog.grid(ask.grid),
+        policy=_with_margin(record, ask.max_drop),
+        policy_name=policy.name,
+        home=home(),
+    )
+
+
+def _with_set(record: object, word: str | None) -> Recipe:
+    import msgspec
+
+    assert isinstance(record, Recipe)
+    if word is None or record.calibration is None:
+        return record
+    return msgspec.structs.replace(record, calibration=msgspec.structs.replace(record.calibration, set=word))
+
+
+def _with_margin(policy: Policy, max_drop: float | None) -> Policy:
+    import msgspec
+
+    if max_drop is None:
+        return policy
+    if not 0 < max_drop < 100:
+        raise BadInput(f"a margin of {max_drop:g} points is not between 0 and 100.", place="--max-drop")
+    return msgspec.structs.replace(policy, max_drop=max_drop)

@@ -1,0 +1,108 @@
+"""The identity of a stage: a digest of everything that can change its number.
+
+Two runs that would give the same number have the same identity, so a finished stage is not run again; whatever could
+change the number is in the digest, so a stale number is never reused. `PROTOCOL` is raised by hand when
+quantlab's own way of measuring changes a stage's result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantlab.records import Artifact, Calibrated, EngineConfig, Grid, Host, Recipe, Suite, Weights, digest
+
+PROTOCOL: dict[str, int] = {
+    "calibrate": 1,
+    "verify": 1,
+    "canary": 1,
+    "reference": 1,
+    "fidelity": 1,
+    "accuracy": 1,
+    "throughput": 1,
+}
+"""Version of quantlab's own procedure, a stage."""
+
+MAKERS = ("nvidia-modelopt", "torch", "transformers")
+"""Packages that can change an export."""
+SCORERS = ("torch", "transformers", "tokenizers")
+"""Packages that can change a score."""
+
+
+def versions(host: Host, packages: tuple[str, ...]) -> dict[str, str]:
+    return {name: host.versions[name] for name in packages if name in host.versions}
+
+
+def device_of(host: Host, device: str) -> str:
+    """The device a number belongs to: the GPU's name, or the CPU's."""
+    if device != "cpu" and host.gpus:
+        return host.gpus[0].name
+    return f"cpu: {host.cpu}"
+
+
+def calibrate(weights: Weights, recipe: Recipe, group: int | None, data: str, host: Host, device: str) -> str:
+    """`data` is the digest of the calibration set, its file included."""
+    if recipe.preset is None:
+        return digest("calibrate", PROTOCOL["calibrate"], weights.digest, recipe.format)
+    return digest(
+        "calibrate",
+        PROTOCOL["calibrate"],
+        weights.digest,
+        _numbers_of(recipe),
+        group,
+        data,
+        versions(host, MAKERS),
+        device_of(host, device),
+    )
+
+
+def verify(calibrated: Calibrated, recipe: Recipe, host: Host) -> str:
+    return digest(
+        "verify",
+        PROTOCOL["verify"],
+        calibrated.checkpoint.digest,
+        _numbers_of(recipe),
+        versions(host, MAKERS),
+    )
+
+
+def measure(
+    stage: str,
+    artifact: Artifact,
+    config: EngineConfig,
+    host: Host,
+    *,
+    suite: Suite | None = None,
+    suite_digest: str = "",
+    grid: Grid | None = None,
+    reference: str = "",
+    seed: int = 0,
+) -> str:
+    """Identity of canary, reference, fidelity, accuracy or throughput on one artifact."""
+    common: list[Any] = [
+        stage,
+        PROTOCOL[stage],
+        artifact.checkpoint.digest,
+        artifact.engine,
+        artifact.engine_version,
+        artifact.numerics,
+        config.dtype,
+        config.max_length,
+        device_of(host, config.device),
+        versions(host, SCORERS),
+    ]
+    if stage == "canary":
+        return digest(*common, suite.canary if suite else None)
+    if stage in ("reference", "fidelity"):
+        return digest(*common, suite.fidelity if suite else None, suite_digest, reference)
+    if stage == "accuracy":
+        return digest(*common, suite_digest, versions(host, ("lm-eval", "datasets")), seed)
+    return digest(*common, grid, config.token_budget, host.cores, host.versions.get("quantlab"), seed)
+
+
+def _numbers_of(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without its summary: words do not change numbers."""
+    import msgspec
+
+    plain = msgspec.to_builtins(recipe)
+    plain.pop("summary")
+    return dict(plain)

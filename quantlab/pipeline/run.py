@@ -1,0 +1,118 @@
+"""A run: words resolved, weights here, a plan a recipe, the walks, then the judgement."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantlab import child, fetch
+from quantlab import host as machine
+from quantlab.errors import KINDS, QuantlabError
+from quantlab.ledgers import Ledger
+from quantlab.pipeline.ask import Ask, Resolved, resolve
+from quantlab.pipeline.assemble import Walk, assemble
+from quantlab.pipeline.stage import Silent, Watcher
+from quantlab.pipeline.walker import Walker
+from quantlab.plans import Plan, plan
+from quantlab.records import FetchJob, Host, Run, Weights
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do, before it does it (`--dry-run`)."""
+
+    resolved: Resolved
+    host: Host
+    weights: Weights | None
+    """None: they would have to be fetched first."""
+    plans: tuple[tuple[str, Plan], ...]
+    """Recipe name -> plan."""
+
+
+def plan_run(ask: Ask, ledger: Ledger) -> Planned:
+    """Resolve and plan; nothing is started and nothing written.
+
+    Raises:
+        BadInput, Refused: as `resolve` and `plan` do.
+    """
+    resolved = resolve(ask)
+    here = machine.describe()
+    weights = fetch.local(resolved.model, resolved.home)
+    return Planned(resolved, here, weights, _plans(resolved, weights, here, ledger))
+
+
+def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
+    """Do what `ask` says, take from the ledger what is already known, and judge.
+
+    Returns:
+        The run, saved in the ledger; the report is a function of it.
+
+    Raises:
+        QuantlabError: when the baseline cannot be measured, or the input is wrong. What was finished is kept.
+    """
+    watch = watcher or Silent()
+    resolved = resolve(ask)
+    here = machine.describe()
+    weights = _weights(resolved, ledger, watch)
+    plans = dict(_plans(resolved, weights, here, ledger))
+    walker = Walker(resolved, weights, here, ledger, watch)
+    walks: list[Walk] = []
+    for found, recipe in resolved.recipes:
+        walk = walker.walk(found, recipe, plans[found.name])
+        walks.append(walk)
+        if len(walks) == 1 and walk.failure is not None:
+            raise _as_error(walk, "The baseline is what everything is compared with, so the run ends here.")
+    result = assemble(resolved, walks, here, ledger)
+    ledger.save_run(result)
+    return result
+
+
+def _weights(resolved: Resolved, ledger: Ledger, watch: Watcher) -> Weights:
+    """The weights on this machine, fetched in a child when they are not here yet."""
+    known = fetch.local(resolved.model, resolved.home)
+    if known is not None:
+        return known
+    watch.stage("", "fetch", cached=False)
+    name = resolved.model.word.replace("/", "--")
+    into = resolved.home / "models" / name
+    with ledger.hold(f"fetch-{name}", on_wait=lambda: watch.say("another run fetches the model; waiting.")):
+        known = fetch.local(resolved.model, resolved.home)
+        if known is not None:
+            return known
+        fetched: Weights = child.run(
+            "fetch",
+            FetchJob(model=resolved.model, into=str(into)),
+            workdir=ledger.scratch(f"fetch-{name}"),
+            on_event=lambda event: watch.event("", event),
+        )
+        return fetched
+
+
+def _plans(resolved: Resolved, weights: Weights | None, here: Host, ledger: Ledger) -> tuple[tuple[str, Plan], ...]:
+    free = shutil.disk_usage(ledger.root if ledger.root.exists() else Path.cwd()).free
+    path = Path(weights.path) if weights else None
+    return tuple(
+        (
+            found.name,
+            plan(
+                resolved.model,
+                path,
+                found.name,
+                recipe,
+                here,
+                resolved.grid_record,
+                resolved.suite_record,
+                free,
+                device=resolved.ask.config.device,
+            ),
+        )
+        for found, recipe in resolved.recipes
+    )
+
+
+def _as_error(walk: Walk, why: str) -> QuantlabError:
+    failure: Any = walk.failure
+    kind = KINDS.get(failure.kind, QuantlabError)
+    return kind(failure.problem, place=failure.place or f"baseline {walk.name}", cure=f"{failure.cure} {why}".strip())

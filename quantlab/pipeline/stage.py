@@ -1,0 +1,299 @@
+"""One stage: asked of the ledger first, otherwise run in a child under a lock and written down, done or failed.
+
+The lock is held on the stage's identity by the parent. A second run that wants the same stage waits and then finds
+the first one's entry. A killed parent loses its lock at once, and its children end with it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from quantlab import child
+from quantlab.errors import Interrupted, QuantlabError
+from quantlab.ledgers import Ledger
+from quantlab.records import (
+    SCHEMA,
+    Accuracy,
+    Calibrated,
+    CalibrateJob,
+    Canary,
+    Entry,
+    Event,
+    Failure,
+    Fidelity,
+    Host,
+    MeasureJob,
+    Reference,
+    Throughput,
+    Verification,
+    VerifyJob,
+)
+
+T = TypeVar("T")
+RECORDS: dict[str, type] = {
+    "calibrate": Calibrated,
+    "verify": Verification,
+    "canary": Canary,
+    "reference": Reference,
+    "fidelity": Fidelity,
+    "accuracy": Accuracy,
+    "throughput": Throughput,
+}
+
+
+class Watcher(Protocol):
+    """Whoever looks on: the terminal, a notebook, a test."""
+
+    def stage(self, recipe: str, stage: str, *, cached: bool) -> None:
+        """A stage begins, or was found in the ledger."""
+
+    def event(self, recipe: str, event: Event) -> None:
+        """Progress of the stage, or a note."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the reader."""
+
+
+class Silent:
+    """A watcher that looks away."""
+
+    def stage(self, recipe: str, stage: str, *, cached: bool) -> None: ...
+    def event(self, recipe: str, event: Event) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+class Stages:
+    """Runs stages of one model against one ledger on one host."""
+
+    def __init__(self, ledger: Ledger, host: Host, model: str, watcher: Watcher, threads: int = 0) -> None:
+        self.ledger = ledger
+        self.host = host
+        self.model = model
+        self.watcher = watcher
+        self.threads = threads
+
+    def found(self, stage: str, identity: str) -> Any | None:
+        """The stage's record if the ledger has it, else None."""
+        entry = self.ledger.find(stage, identity)
+        return None if entry is None else self.ledger.result(entry)
+
+    def calibrate(self, identity: str, recipe: str, job: CalibrateJob) -> Calibrated:
+        """Calibrate and export, or take what the ledger has; the checkpoint must still lie where it was."""
+
+        def work(folder: Path) -> Calibrated:
+            result: Calibrated = self._child("calibrate", recipe, job, folder)
+            path = Path(result.checkpoint.path)
+            inside = path.is_relative_to(self.ledger.root.resolve())
+            placed = self.ledger.relative(path) if inside else str(path)
+            return msgspec.structs.replace(result, checkpoint=msgspec.structs.replace(result.checkpoint, path=placed))
+
+        def usable(result: Calibrated) -> bool:
+            return self.ledger.path(result.checkpoint.path).joinpath("config.json").is_file()
+
+        return self._once("calibrate", identity, recipe, job, work, usable)
+
+    def verify(self, identity: str, recipe: str, job: VerifyJob) -> Verification:
+        """Hold the export against its recipe and the calibrated model."""
+
+        def work(folder: Path) -> Verification:
+            found: Verification = self._child("verify", recipe, job, folder)
+            return found
+
+        return self._once("verify", identity, recipe, job, work)
+
+    def measure(
+        self, identities: dict[str, str], recipe: str, job: Callable[[Sequence[str], Path], MeasureJob]
+    ) -> dict[str, Any]:
+        """Measure the stages of `identities` (stage -> identity) on one opened engine; those in the ledger are taken.
+
+        Each finished stage is written down as it comes, so that a kill loses only the stage at work.
+        """
+        results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
+        for stage in (stage for stage, result in results.items() if result is not None):
+            self.watcher.stage(recipe, stage, cached=True)
+        if all(result is not None for result in results.values()):
+            return results
+        last = identities[list(identities)[-1]]
+        with self.ledger.hold(last, on_wait=lambda: self._waiting(recipe, "measuring")):
+            results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
+            missing = [stage for stage, result in results.items() if result is None]
+            if missing:
+                results |= self._measure_missing(identities, missing, recipe, job, self.ledger.scratch(last))
+        return results
+
+    def _measure_missing(
+        self,
+        identities: dict[str, str],
+        missing: list[str],
+        recipe: str,
+        make: Callable[[Sequence[str], Path], MeasureJob],
+        folder: Path,
+    ) -> dict[str, Any]:
+        spec = make(missing, folder)
+        results: dict[str, Any] = {}
+        clock = _Clock()
+
+        def keep(event: Event) -> None:
+            if event.kind != "result" or event.result is None:
+                self.watcher.event(recipe, event)
+                return
+            identity = identities[event.stage]
+            record: Any = msgspec.json.decode(event.result, type=RECORDS[event.stage])
+            files = {name: self.ledger.adopt(identity, name, Path(source)) for name, source in event.files.items()}
+            results[event.stage] = _placed(record, files)
+            self._write(event.stage, identity, recipe, spec, clock, result=results[event.stage], files=files)
+
+        self.watcher.stage(recipe, missing[0], cached=False)
+        try:
+            self._child("measure", recipe, spec, folder, keep)
+        except QuantlabError as error:
+            at = next((stage for stage in missing if stage not in results), missing[-1])
+            self._fail(at, identities[at], recipe, spec, clock, error)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        return results
+
+    def _once(
+        self,
+        stage: str,
+        identity: str,
+        recipe: str,
+        spec: msgspec.Struct,
+        work: Callable[[Path], T],
+        usable: Callable[[T], bool] = lambda _: True,
+    ) -> T:
+        found = self.found(stage, identity)
+        if found is not None and usable(found):
+            self.watcher.stage(recipe, stage, cached=True)
+            kept: T = found
+            return kept
+        with self.ledger.hold(identity, on_wait=lambda: self._waiting(recipe, stage)):
+            found = self.found(stage, identity)
+            if found is not None and usable(found):
+                other: T = found
+                return other
+            self.watcher.stage(recipe, stage, cached=False)
+            clock = _Clock()
+            folder = self.ledger.scratch(identity)
+            try:
+                result = work(folder)
+            except QuantlabError as error:
+                self._fail(stage, identity, recipe, spec, clock, error)
+                raise
+            self._write(stage, identity, recipe, spec, clock, result=result)
+            shutil.rmtree(folder, ignore_errors=True)
+            return result
+
+    def _child(
+        self,
+        task: str,
+        recipe: str,
+        spec: Any,
+        folder: Path,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Any:
+        return child.run(
+            task,
+            spec,
+            workdir=folder,
+            threads=self.threads,
+            on_event=on_event or (lambda event: self.watcher.event(recipe, event)),
+        )
+
+    def _waiting(self, recipe: str, stage: str) -> None:
+        self.watcher.say(f"{recipe}: another run is at {stage}; waiting for its result.")
+
+    def _fail(self, stage: str, identity: str, recipe: str, spec: Any, clock: _Clock, error: QuantlabError) -> None:
+        if isinstance(error, Interrupted):
+            return
+        failure = Failure(
+            kind=type(error).__name__,
+            problem=error.problem,
+            place=error.place,
+            cure=error.cure,
+            trace=_trace(error),
+        )
+        self._write(stage, identity, recipe, spec, clock, failure=failure)
+
+    def _write(
+        self,
+        stage: str,
+        identity: str,
+        recipe: str,
+        spec: Any,
+        clock: _Clock,
+        *,
+        result: Any = None,
+        failure: Failure | None = None,
+        files: dict[str, str] | None = None,
+    ) -> None:
+        self.ledger.append(
+            Entry(
+                schema=SCHEMA,
+                stage=stage,  # type: ignore[arg-type]
+                identity=identity,
+                model=self.model,
+                recipe=recipe,
+                status="failed" if failure else "done",
+                spec=without_paths(msgspec.to_builtins(spec)),
+                host=self.host,
+                started=clock.started,
+                seconds=clock.lap(),
+                result=None if result is None else msgspec.to_builtins(result),
+                failure=failure,
+                files=files or {},
+            )
+        )
+
+
+class _Clock:
+    """Wall time since the last entry, and when that was."""
+
+    def __init__(self) -> None:
+        self.started = now()
+        self._since = time.monotonic()
+
+    def lap(self) -> float:
+        here = time.monotonic()
+        seconds, self._since = here - self._since, here
+        self.started = now()
+        return round(seconds, 3)
+
+
+def now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def without_paths(spec: Any) -> Any:
+    """The spec without places of this machine: they change no number and are nobody else's business."""
+    if isinstance(spec, dict):
+        return {key: without_paths(value) for key, value in spec.items() if not _is_place(value)}
+    if isinstance(spec, list | tuple):
+        return [without_paths(value) for value in spec]
+    return spec
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
+
+
+def _placed(record: Any, files: dict[str, str]) -> Any:
+    """Point the record at its file in the ledger."""
+    if isinstance(record, Accuracy):
+        return msgspec.structs.replace(record, items=files["items.parquet"])
+    if isinstance(record, Reference):
+        return msgspec.structs.replace(record, path=files["reference.npz"])
+    return record
+
+
+def _trace(error: QuantlabError) -> str:
+    cause = error.__cause__
+    return "".join(traceback.format_exception(cause)) if cause is not None else ""

@@ -1,0 +1,199 @@
+"""The walk of one recipe through the rooms: calibrate, verify, then one child that measures on one opened engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from quantlab import catalog
+from quantlab.catalog import Found
+from quantlab.engines import Engine, engine
+from quantlab.errors import QuantlabError, Refused
+from quantlab.ledgers import Ledger
+from quantlab.pipeline import identity
+from quantlab.pipeline.ask import STAGES, Resolved
+from quantlab.pipeline.assemble import Walk
+from quantlab.pipeline.stage import Stages, Watcher
+from quantlab.plans import Plan
+from quantlab.records import (
+    Artifact,
+    Calibrated,
+    CalibrateJob,
+    CalibrationSet,
+    Checkpoint,
+    Failure,
+    Host,
+    MeasureJob,
+    Recipe,
+    VerifyJob,
+    Weights,
+)
+
+
+@dataclass
+class Walker:
+    """Walks one recipe after the other through the stages; keeps the baseline's reference for the later ones."""
+
+    resolved: Resolved
+    weights: Weights
+    host: Host
+    ledger: Ledger
+    watch: Watcher
+    reference: tuple[str, str] | None = None
+    """Identity and absolute path of the baseline's distribution."""
+    stages: Stages = field(init=False)
+    engine: Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        ask = self.resolved.ask
+        self.engine = engine(ask.engine)
+        self.stages = Stages(self.ledger, self.host, self.resolved.model.word, self.watch, ask.threads)
+
+    def walk(self, found: Found, recipe: Recipe, planned: Plan) -> Walk:
+        """One recipe from weights to measurements. An error of ours ends the walk and is kept in it."""
+        walk = Walk(name=found.name, recipe=recipe, notes=tuple(planned.notes))
+        if planned.refusals:
+            walk.refusal = " ".join(planned.refusals)
+            walk.failure = Failure(kind="Refused", problem=walk.refusal)
+            return walk
+        try:
+            self._calibrate(walk, found, planned.group_size)
+            self._verify(walk)
+            if walk.verification is None or walk.verification.passed:
+                self._measure(walk)
+        except (Refused, QuantlabError) as error:
+            if error.exit_code in (7, 130):  # the ledger itself, or Ctrl-C: no record can be kept of that
+                raise
+            walk.failure = Failure(kind=type(error).__name__, problem=error.problem, place=error.place, cure=error.cure)
+            self.watch.say(f"{walk.name}: {walk.at} failed. {error}")
+        return walk
+
+    def _calibrate(self, walk: Walk, found: Found, group: int | None) -> None:
+        walk.at = "calibrate"
+        recipe, ask = walk.recipe, self.resolved.ask
+        data = catalog.calibration_set(recipe.calibration.set, found.path.parent) if recipe.calibration else None
+        record = data.record if data else None
+        assert record is None or isinstance(record, CalibrationSet)
+        content = catalog.set_digest(data) if data else ""
+        known = identity.calibrate(self.weights, recipe, group, content, self.host, ask.config.device)
+        job = CalibrateJob(
+            weights=self.weights,
+            model=self.resolved.model,
+            recipe=recipe,
+            recipe_name=walk.name,
+            group_size=group,
+            set=record,
+            set_folder=str(catalog.base(data)) if data else None,
+            into=str(self.ledger.checkpoint_folder(known)),
+            device=ask.config.device,
+            threads=ask.threads,
+        )
+        walk.calibrated = self.stages.calibrate(known, walk.name, job)
+        walk.identities["calibrate"] = known
+
+    def _verify(self, walk: Walk) -> None:
+        if "verify" not in self.resolved.ask.stages:
+            return
+        walk.at = "verify"
+        calibrated = _known(walk.calibrated)
+        known = identity.verify(calibrated, walk.recipe, self.host)
+        job = VerifyJob(
+            weights=self.weights,
+            recipe=walk.recipe,
+            calibrated=calibrated,
+            checkpoint_path=str(self.ledger.path(calibrated.checkpoint.path)),
+            device=self.resolved.ask.config.device,
+        )
+        walk.verification = self.stages.verify(known, walk.name, job)
+        walk.identities["verify"] = known
+
+    def _measure(self, walk: Walk) -> None:
+        wanted = self._wanted()
+        if not wanted:
+            return
+        walk.at = wanted[0]
+        artifact = self._artifact(_known(walk.calibrated).checkpoint)
+        walk.identities |= (known := self._identities(artifact, wanted))
+        results = self.stages.measure(known, walk.name, lambda missing, folder: self._job(artifact, missing, folder))
+        walk.canary = results.get("canary")
+        walk.reference = results.get("reference")
+        walk.fidelity = results.get("fidelity")
+        walk.accuracy = results.get("accuracy")
+        walk.throughput = results.get("throughput")
+        if walk.reference is not None:
+            self.reference = (known["reference"], str(self.ledger.path(walk.reference.path)))
+
+    def _wanted(self) -> list[str]:
+        """Stages of the measuring child. The first recipe leaves the reference that the others are held against."""
+        asked = self.resolved.ask.stages
+        wanted: list[str] = [stage for stage in STAGES[2:] if stage in asked]
+        if self.resolved.suite_record.fidelity is None and "fidelity" in wanted:
+            wanted.remove("fidelity")
+        if self.reference is None:
+            wanted = ["reference" if stage == "fidelity" else stage for stage in wanted]
+        return wanted
+
+    def _artifact(self, checkpoint: Checkpoint) -> Artifact:
+        absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
+        why = self.engine.supports(absolute, self.host)
+        if why is not None:
+            raise Refused(why, place=f"engine {self.engine.name}")
+        into = Path(absolute.path).with_name(f"{Path(absolute.path).name}-{self.engine.name}")
+        return self.engine.build(absolute, into, self.resolved.ask.config, self.host)
+
+    def _identities(self, artifact: Artifact, wanted: Sequence[str]) -> dict[str, str]:
+        resolved = self.resolved
+        return {
+            stage: identity.measure(
+                stage,
+                artifact,
+                resolved.ask.config,
+                self.host,
+                suite=resolved.suite_record,
+                suite_digest=self._suite_digest(stage),
+                grid=resolved.grid_record,
+                reference=self.reference[0] if self.reference and stage == "fidelity" else "",
+                seed=resolved.ask.seed,
+            )
+            for stage in wanted
+        }
+
+    def _suite_digest(self, stage: str) -> str:
+        """Only the part of the suite that the stage reads: adding a task must not make a fidelity worthless."""
+        suite = self.resolved.suite
+        if stage == "accuracy":
+            return catalog.suite_digest(suite, "accuracy")
+        return catalog.suite_digest(suite, "fidelity") if stage in ("reference", "fidelity") else ""
+
+    def _job(self, artifact: Artifact, missing: Sequence[str], folder: Path) -> MeasureJob:
+        resolved = self.resolved
+        return MeasureJob(
+            engine=self.engine.name,
+            artifact=artifact,
+            config=resolved.ask.config,
+            stages=tuple(missing),  # type: ignore[arg-type]
+            folder=str(folder),
+            suite=resolved.suite_record,
+            suite_name=resolved.suite.name,
+            suite_folder=str(catalog.base(resolved.suite)),
+            tasks_folder=str(catalog.folder("tasks")),
+            grid=resolved.grid_record,
+            grid_name=resolved.grid.name,
+            reference=self.reference[1] if self.reference else None,
+            bandwidth=self._bandwidth(),
+            seed=resolved.ask.seed,
+        )
+
+    def _bandwidth(self) -> float | None:
+        if self.resolved.ask.config.device == "cpu" or not self.host.gpus:
+            return None
+        gpu = catalog.gpu(self.host.gpus[0].name)
+        return gpu.bandwidth if gpu else None
+
+
+def _known(calibrated: Calibrated | None) -> Calibrated:
+    assert calibrated is not None, "calibrate comes first"
+    return calibrated
