@@ -1,0 +1,7 @@
+"""Calibrate: a model and a recipe -> a checkpoint that is proven to be what was meant.
+
+samples    text and chats -> token ids, with a digest
+modelopt   quantize and export; the only file that imports modelopt
+probe      what the calibrated model computes on a few tokens, kept beside the export
+verify     the export held against the recipe, the source weights and the probe
+"""

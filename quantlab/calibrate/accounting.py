@@ -1,0 +1,86 @@
+"""What was made and what it cost: checkpoint and calibration records, from the files that were written."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantlab import weights as folders
+from quantlab.records import Calibrated, CalibrateJob, Checkpoint
+
+BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "I64": 64, "I32": 32}
+"""Of one element, by the names in a safetensors header."""
+PARTS = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
+"""Tensors of a quantized layer that replace its 16-bit weight."""
+
+
+def baseline(spec: CalibrateJob, seconds: float) -> Calibrated:
+    """Nothing is quantized: the checkpoint is the weights' own folder."""
+    count = sum(torch.Size(shape).numel() for shape in folders.shapes(spec.weights.path).values())
+    checkpoint = Checkpoint(
+        path=spec.weights.path,
+        digest=spec.weights.digest,
+        recipe=spec.recipe_name,
+        format=spec.recipe.format,
+        architecture=spec.weights.architecture,
+        bytes=spec.weights.bytes,
+        source_bytes=spec.weights.bytes,
+        bits_per_weight=round(8 * spec.weights.bytes / count, 2),
+    )
+    return Calibrated(checkpoint=checkpoint, seconds=round(seconds, 3), peak_bytes=peak_bytes())
+
+
+def checkpoint(spec: CalibrateJob, folder: Path, layers: Iterable[str]) -> Checkpoint:
+    """Of a finished export; `path` is where it will lie."""
+    simulated = spec.recipe.export == "folded"
+    return Checkpoint(
+        path=spec.into,
+        digest=folders.digest_folder(folder),
+        recipe=spec.recipe_name,
+        format=spec.recipe.format,
+        architecture=spec.weights.architecture,
+        group_size=spec.group_size,
+        kv_cache=spec.recipe.kv_cache,
+        simulated=simulated,
+        bytes=folders.weight_bytes(folder),
+        source_bytes=spec.weights.bytes,
+        bits_per_weight=round(bits_per_weight(folder, spec.weights.path, layers), 3),
+    )
+
+
+def bits_per_weight(folder: str | Path, source: str | Path, layers: Iterable[str]) -> float:
+    """Stored bits of the quantized layers, scales included, over their number of weights, from headers."""
+    made, original = folders.headers(folder), folders.shapes(source)
+    bits = count = 0
+    for layer in layers:
+        parts = (made.get(f"{layer}.{part}") for part in PARTS)
+        bits += sum(bits_of(part) for part in parts if part is not None)
+        count += torch.Size(original[f"{layer}.weight"]).numel()
+    return bits / max(count, 1)
+
+
+def bits_of(tensor: dict[str, Any]) -> int:
+    """Bits of one tensor of a safetensors header."""
+    return int(BITS[tensor["dtype"]] * torch.Size(tensor["shape"]).numel())
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process. Linux counts in KiB, macOS in bytes."""
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_gpu_bytes() -> int:
+    """Peak allocated GPU memory of this process, all GPUs together."""
+    if not torch.cuda.is_available():
+        return 0
+    return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+
+
+def device_name(device: torch.device) -> str:
+    """ "cpu", or the GPU's name."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"

@@ -1,0 +1,138 @@
+"""Feed samples through a model that is being calibrated, in batches that fit, with progress that is honest.
+
+Only the body runs, not the output head: nothing is measured there when the head is not quantized, and its logits over a
+vocabulary of 128,256 would take more memory than all the rest.
+
+AWQ calls the loop twice: once to measure activations, once to search, and the search multiplies with every weight
+thirteen times. Progress counts decoder layers, weighted with that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.records import Calibration
+
+if TYPE_CHECKING:
+    from quantlab.worker import Reporter
+
+COSTS: dict[str, tuple[float, ...]] = {"awq_lite": (1.0, 12.0)}
+"""Relative cost of each call of the loop by algorithm; one call where it is not named."""
+PARALLEL = 8
+"""Samples in one batch where a batch costs nothing by itself."""
+SHARE = 0.5
+"""Of the free memory that a batch may take."""
+
+
+class Feed:
+    """A forward loop as ModelOpt wants it.
+
+    Args:
+        ids: int64 [samples, length].
+        batch: samples in one forward pass.
+        method: ModelOpt's algorithm.
+        reporter: is told how many decoder layers are done.
+    """
+
+    def __init__(self, ids: Tensor, batch: int, method: str, reporter: Reporter) -> None:
+        self.batches = ids.split(batch)
+        self.costs = COSTS.get(method, (1.0,))
+        self.reporter = reporter
+        self.calls = 0
+        self.done = 0.0
+
+    def __call__(self, model: nn.Module) -> None:
+        cost = self.costs[min(self.calls, len(self.costs) - 1)]
+        self.calls += 1
+        blocks = decoder_layers(model)
+        total = len(blocks) * len(self.batches) * sum(self.costs)
+        text = "searching scales" if self.calls > 1 else "measuring activations"
+
+        def count(*_: Any) -> None:
+            self.done += cost
+            self.reporter.progress("calibrate", min(self.done, total), total, text)
+
+        handles = [block.register_forward_hook(count) for block in blocks]
+        try:
+            self._forward(model)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _forward(self, model: nn.Module) -> None:
+        device = next(model.parameters()).device
+        run: Any = model if _head_is_quantized(model) else model.base_model
+        for ids in self.batches:
+            with torch.no_grad():
+                run(input_ids=ids.to(device), use_cache=False)
+
+    def notes(self) -> list[str]:
+        """For the record: a search over several batches costs more and is a slightly different one."""
+        if len(self.costs) > 1 and len(self.batches) > 1:
+            return [f"memory for {len(self.batches[0])} samples at once: AWQ searched in {len(self.batches)} batches"]
+        return []
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The longest list of modules in the model."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def _head_is_quantized(model: Any) -> bool:
+    head = model.get_output_embeddings()
+    quantizers = [getattr(head, name, None) for name in ("weight_quantizer", "input_quantizer")]
+    return any(quantizer is not None and quantizer.is_enabled for quantizer in quantizers)
+
+
+def choose_batch(asked: Calibration | None, model: nn.Module, *, together: bool) -> int:
+    """Samples in one forward pass.
+
+    Args:
+        asked: with the user's own choice in `batch`.
+        model: on its device.
+        together: as many as memory allows (AWQ), instead of a handful.
+    """
+    if asked is None:
+        return 1
+    if asked.batch:
+        return min(asked.batch, asked.samples)
+    if not together:
+        return min(PARALLEL, asked.samples)
+    fit = int(SHARE * free_memory(next(model.parameters()).device) // (asked.length * bytes_a_token(model)))
+    return max(1, min(asked.samples, fit))
+
+
+def bytes_a_token(model: Any) -> int:
+    """Activations alive at once in AWQ's search: inputs, exact and rounded outputs and their squared difference, of
+    the widest layer; a few copies of the residual stream."""
+    config = model.config.get_text_config()
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return 4 * (8 * int(width) + 8 * int(config.hidden_size))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limit = _cgroup_free()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    else:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return available if limit is None else min(available, limit)
+
+
+def _cgroup_free() -> int | None:
+    """What a container may still take: its limit counts, and /proc/meminfo shows the whole machine."""
+    most, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not most.exists() or not used.exists() or (limit := most.read_text().strip()) == "max":
+        return None
+    return max(0, int(limit) - int(used.read_text()))

@@ -1,0 +1,119 @@
+"""What the calibrated model computes on a few tokens, kept beside the export so that the reopened one can be held
+against it.
+
+Two pictures, because each is blind where the other sees:
+
+layers   Four rows of real input to every quantized layer, and its output. Rounding differs by one step here and there,
+         so the outputs agree within a percent or two. This is sharp and cannot be chaotic: no error travels on.
+logits   Of the whole model. For INT4 they agree closely, and show what no layer does alone: a norm in which a scale was
+         folded wrongly, swapped layers. FP8 with static activation scales is chaotic on small models (a relative
+         change of 1e-6 in the embeddings moves SmolLM2's logits by 0.5), so for FP8 they are kept as information.
+
+The file is `quantlab/probe.safetensors` inside the checkpoint's folder: engines read only the top of a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.errors import Broken
+
+FILE = "quantlab/probe.safetensors"
+SHAPE = (2, 64)
+"""Sequences and tokens of the probe."""
+ROWS = ((0, 0), (0, 31), (1, 13), (1, 63))
+"""(sequence, position) of the kept rows. The first position carries the largest activations of all."""
+STRIDE = 4
+"""Every fourth position's logits are kept."""
+
+
+def probe_ids(ids: Tensor | None, vocabulary: int) -> Tensor:
+    """int64 [2, 64]: the beginnings of two samples, or random ids where nothing was calibrated."""
+    if ids is not None and ids.shape[1] >= SHAPE[1]:
+        return ids[[0, -1], : SHAPE[1]].clone()
+    return torch.randint(vocabulary, SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def record(model: nn.Module, layers: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
+    """Inputs and outputs of each layer, and logits.
+
+    Returns:
+        "ids", "logits" float32 [positions, vocabulary], and for each layer "x.<name>" [4, inputs] in the model's type
+        and "y.<name>" float32 [4, outputs].
+    """
+    inputs: dict[str, Tensor] = {}
+    with torch.inference_mode(), _watched(model, layers, inputs):
+        kept = {"ids": ids, "logits": logits(model, ids)}
+    for name in layers:
+        x = inputs[name]
+        kept[f"x.{name}"] = x.cpu()
+        kept[f"y.{name}"] = output(model, name, x)
+    return kept
+
+
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
+    """float32 [positions, vocabulary] on the CPU."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=ids.to(device), use_cache=False).logits[:, ::STRIDE]
+        return found.float().flatten(0, 1).cpu()
+
+
+def output(model: nn.Module, name: str, x: Tensor) -> Tensor:
+    """What one layer makes of `x`; float32 on the CPU."""
+    layer = model.get_submodule(name)
+    tensors = [*layer.parameters(), *layer.buffers()]
+    with torch.inference_mode():
+        found: Tensor = layer(x.to(tensors[0].device))
+        return found.float().cpu()
+
+
+@contextmanager
+def _watched(model: nn.Module, layers: Sequence[str], inputs: dict[str, Tensor]) -> Iterator[None]:
+    sequences, positions = zip(*ROWS, strict=True)
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs[name] = args[0][list(sequences), list(positions)].detach().clone()
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def save(kept: dict[str, Tensor], folder: Path) -> str:
+    """Write the probe into a checkpoint's folder; returns its path relative to it."""
+    from safetensors.torch import save_file
+
+    (folder / FILE).parent.mkdir(exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in kept.items()}, folder / FILE)
+    return FILE
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """The probe of a checkpoint's folder. Raises Broken when it is gone."""
+    from safetensors.torch import load_file
+
+    if not (folder / FILE).is_file():
+        raise Broken(
+            "the probe is gone, so nothing can be compared.", place=str(folder / FILE), cure="Calibrate again."
+        )
+    loaded: dict[str, Tensor] = load_file(folder / FILE)
+    return loaded
+
+
+def distance(kept: Tensor, found: Tensor) -> float:
+    """|found - kept| / |kept|, Euclidean, over all elements; infinite when something is not finite."""
+    value = float((found - kept).norm() / kept.norm().clamp_min(1e-30))
+    return value if value == value else float("inf")

@@ -1,0 +1,162 @@
+"""Hold an export against what was meant, before anything is paid for.
+
+ModelOpt, transformers and the engines accept most broken checkpoints without a word: a layer that was left in 16 bit,
+an FP8 weight without `input_scale`, a `pre_quant_scale` nobody applies. Each check below is one such silence. They ask
+three witnesses: the headers (names, types, shapes), the source weights (are these codes the rounding of those weights?)
+and the probe (does the reopened model compute what the calibrated one did?).
+
+A check that cannot be carried out has failed, with the reason as its finding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from quantlab.calibrate import compare
+from quantlab.calibrate.exported import Exported
+from quantlab.errors import QuantlabError
+from quantlab.formats.modelopt import read_quantization
+from quantlab.records import Check, Verification, VerifyJob
+
+if TYPE_CHECKING:
+    from quantlab.worker import Reporter
+
+ALGORITHMS = {"fp8": ("FP8",), "int4_awq": ("W4A16_AWQ",), "int4": ("W4A16_AWQ", "W4A16"), "bf16": (None,)}
+"""Recipe's format -> what hf_quant_config.json may say. Round-to-nearest int4 is written as AWQ, too."""
+CODES = {"fp8": "F8_E4M3", "int4_awq": "U8", "int4": "U8"}
+"""Recipe's format -> type of a quantized weight in the headers."""
+SIZE_TOLERANCE = 0.02
+SATURATED = {"fp8": 0.01, "int4_awq": 0.25, "int4": 0.25}
+"""Share of codes at the end of their range above which a scale is too small. One code a group is there by right."""
+
+Finding = tuple[bool, str]
+
+
+def run(spec: VerifyJob, reporter: Reporter) -> Verification:
+    """All checks, in order; nothing is raised for a checkpoint that is wrong."""
+    started = time.monotonic()
+    checks: list[Check] = []
+    export: Exported | None = None
+
+    def attempt(name: str, check: Callable[[], Finding]) -> None:
+        try:
+            passed, finding = check()
+        except (QuantlabError, ValueError) as error:  # ValueError: shapes that do not fit together
+            passed, finding = False, str(error)
+        checks.append(Check(name=name, passed=passed, finding=finding))
+
+    def opened() -> Finding:
+        nonlocal export
+        export = Exported.open(spec)
+        return True, f"{len(export.made)} tensors in whole files"
+
+    attempt("files", opened)
+    if export is not None:
+        steps = _steps(export)
+        for done, (name, check) in enumerate(steps):
+            reporter.progress("verify", done, len(steps), name)
+            attempt(name, check)
+    reporter.progress("verify", 1, 1, "")
+    return Verification(checks=tuple(checks), seconds=round(time.monotonic() - started, 3))
+
+
+def _steps(export: Exported) -> list[tuple[str, Callable[[], Finding]]]:
+    always: list[tuple[str, Callable[[], Finding]]] = [
+        ("metadata", lambda: metadata(export)),
+        ("coverage", lambda: coverage(export)),
+        ("size", lambda: size(export)),
+    ]
+    if not export.quantized and not export.simulated:
+        return always
+    probed: list[tuple[str, Callable[[], Finding]]] = [
+        ("weights", lambda: compare.weights(export)),
+        ("reopened", lambda: compare.reopened(export)),
+    ]
+    if export.simulated:
+        return [*always, *probed]
+    scaled: list[tuple[str, Callable[[], Finding]]] = [
+        ("input_scale", lambda: input_scale(export)),
+        ("pre_quant_scale", lambda: pre_quant_scale(export)),
+        ("scales", lambda: compare.scales(export)),
+        ("saturation", lambda: compare.saturation(export, SATURATED[export.format])),
+    ]
+    return [*always, *scaled, *probed]
+
+
+def metadata(export: Exported) -> Finding:
+    """hf_quant_config.json and config.json say what was meant, and the tokenizer loads."""
+    from transformers import AutoTokenizer
+
+    said = read_quantization(export.folder)
+    expected = ALGORITHMS[export.format] if export.quantized else (None,)
+    group = export.group_size if export.quantized and export.format != "fp8" else None
+    cache = "FP8" if export.spec.recipe.kv_cache == "fp8" and not export.simulated else None
+    problems = []
+    if said.algorithm not in expected:
+        problems.append(f"algorithm {said.algorithm} where {expected[0]} was meant")
+    if group is not None and said.group_size != group:
+        problems.append(f"group size {said.group_size} where {group} was meant")
+    if said.kv_cache != cache:
+        problems.append(f"KV cache {said.kv_cache} where {cache} was meant")
+    if export.quantized and not (export.folder / "hf_quant_config.json").is_file():
+        problems.append("no hf_quant_config.json, without which TensorRT-LLM takes the weights for 16 bit")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(export.folder, local_files_only=True, trust_remote_code=False)
+        entries = len(tokenizer)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"the tokenizer does not load ({error})")
+    if problems:
+        return False, "; ".join(problems) + "."
+    words = f"{said.algorithm or '16 bit'}{f', groups of {group}' if group else ''}{', FP8 KV cache' if cache else ''}"
+    return True, f"{words}; tokenizer with {entries:,} entries."
+
+
+def coverage(export: Exported) -> Finding:
+    """Every intended layer is quantized and no other; everything of the source is there."""
+    found = export.layers_with(CODES.get(export.format, "none"))
+    meant = set(export.layers) if export.quantized else set()
+    problems = _named("left in 16 bit", meant - found) + _named("quantized and not meant to be", found - meant)
+    problems += _named("in the source and quantized in other layers only", export.forgotten() if meant else set())
+    problems += _named("missing", export.missing())
+    odd = {n for n, one in export.made.items() if n.endswith(".weight") and one["dtype"] not in ("BF16", "F16", "F32")}
+    problems += _named("not 16 bit", {name.removesuffix(".weight") for name in odd} - found)
+    if problems:
+        return False, "; ".join(problems) + "."
+    rest = sorted(name for name in export.matrices() if name not in found)
+    return True, f"{len(found)} layers quantized, all that were meant; in 16 bit: {', '.join(rest[:4]) or 'none'}."
+
+
+def _named(what: str, names: set[str]) -> list[str]:
+    return [f"{len(names)} {what}, e.g. {', '.join(sorted(names)[:3])}"] if names else []
+
+
+def size(export: Exported) -> Finding:
+    """Bytes of all tensors against the bits a weight that the recipe promises."""
+    expected, actual, source = export.expected_bytes(), export.tensor_bytes(), export.source_bytes()
+    off = actual / expected - 1
+    text = f"{actual:,} bytes, {actual / source:.3f} of the source; {expected:,} expected ({off:+.2%})."
+    return abs(off) <= SIZE_TOLERANCE, text
+
+
+def input_scale(export: Exported) -> Finding:
+    """FP8 is static: without `input_scale` an engine takes 1.0, and clips or flushes nearly everything."""
+    have = {name for name in export.layers if f"{name}.input_scale" in export.made}
+    wanted = set(export.layers) if export.format == "fp8" else set()
+    problems = _named("without input_scale", wanted - have)
+    problems += _named("with an input_scale it should not have", have - wanted)
+    text = f"present for all {len(have)} layers." if wanted else "none, as activations stay in 16 bit."
+    return not problems, "; ".join(problems) + "." if problems else text
+
+
+def pre_quant_scale(export: Exported) -> Finding:
+    """Only AWQ has it, and then for all layers of a kind: q, k, v, gate and up have theirs folded into a norm."""
+    have = {name for name in export.layers if f"{name}.pre_quant_scale" in export.made}
+    kinds = {name.rpartition(".")[2] for name in have}
+    lost = {name for name in export.layers if name.rpartition(".")[2] in kinds} - have
+    problems = _named("without pre_quant_scale although others of their kind have it", lost)
+    if export.format != "int4_awq":
+        problems += _named("with a pre_quant_scale that nothing asked for", have)
+    text = f"present for {len(have)} layers ({', '.join(sorted(kinds))})." if have else "none."
+    return not problems, "; ".join(problems) + "." if problems else text

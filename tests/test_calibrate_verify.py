@@ -1,0 +1,162 @@
+"""Each check against an export that is damaged in exactly that way, and against one that is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quantlab.calibrate import modelopt, verify
+from quantlab.records import Calibrated, CalibrateJob, VerifyJob
+from quantlab.worker import Reporter
+from tests.test_calibrate_modelopt import job
+
+Q = "model.layers.0.self_attn.q_proj"
+UP = "model.layers.1.mlp.up_proj"
+DOWN = "model.layers.1.mlp.down_proj"
+Made = tuple[CalibrateJob, Calibrated]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    found = {}
+    for name in ("fp8", "int4_awq", "int4"):
+        spec = job(tiny_model, tmp_path_factory.mktemp(name) / "made", name, kv_cache="none")
+        found[name] = (spec, modelopt.run(spec, Reporter()))
+    return found
+
+
+def failed(one: Made, folder: Path) -> dict[str, str]:
+    spec, calibrated = one
+    request = VerifyJob(
+        weights=spec.weights,
+        recipe=spec.recipe,
+        calibrated=calibrated,
+        checkpoint_path=str(folder),
+        device="cpu",
+    )
+    return {check.name: check.finding for check in verify.run(request, Reporter()).checks if not check.passed}
+
+
+def damaged(one: Made, into: Path, edit: Callable[[dict[str, Tensor]], object]) -> dict[str, str]:
+    """Copy the export, change its tensors, verify."""
+    shutil.copytree(one[1].checkpoint.path, into)
+    tensors = load_file(into / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, into / "model.safetensors", metadata={"format": "pt"})
+    return failed(one, into)
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4_awq", "int4"])
+def test_a_whole_export_passes(made: dict[str, Made], name: str) -> None:
+    assert failed(made[name], Path(made[name][1].checkpoint.path)) == {}
+
+
+def _swap(tensors: dict[str, Tensor]) -> None:
+    """Two layers of the same shape trade places, scales and all."""
+    for part in ("weight", "weight_scale", "input_scale"):
+        first, second = f"model.layers.0.mlp.up_proj.{part}", f"model.layers.1.mlp.up_proj.{part}"
+        if first in tensors:
+            tensors[first], tensors[second] = tensors[second], tensors[first]
+
+
+def _unquantize(tensors: dict[str, Tensor]) -> None:
+    scale = tensors.pop(f"{UP}.weight_scale")
+    tensors.pop(f"{UP}.input_scale")
+    tensors[f"{UP}.weight"] = (tensors[f"{UP}.weight"].float() * scale).bfloat16()
+
+
+def _shift_codes(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{DOWN}.weight"] = tensors[f"{DOWN}.weight"].roll(1, 0)
+
+
+def _fill(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{Q}.weight"] = torch.full((128, 128), 448.0).to(torch.float8_e4m3fn)
+
+
+def _scaled(name: str, factor: float) -> Callable[[dict[str, Tensor]], None]:
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors[name] = tensors[name] * factor
+
+    return edit
+
+
+CASES: list[tuple[str, Callable[[dict[str, Tensor]], object], str, str]] = [
+    ("fp8", _scaled(f"{Q}.weight_scale", 0.0), "scales", Q),
+    ("fp8", _scaled(f"{Q}.weight_scale", float("nan")), "scales", Q),
+    ("fp8", _scaled(f"{Q}.input_scale", -1.0), "scales", Q),
+    ("fp8", lambda t: t.pop(f"{Q}.weight_scale"), "scales", Q),
+    ("fp8", lambda t: t.pop(f"{UP}.input_scale"), "input_scale", UP),
+    ("fp8", _scaled(f"{UP}.input_scale", 0.1), "reopened", UP),
+    ("fp8", _scaled(f"{UP}.weight_scale", 1.3), "weights", UP),
+    ("fp8", _unquantize, "coverage", UP),
+    ("fp8", _unquantize, "size", "expected"),
+    ("fp8", _swap, "weights", "up_proj"),
+    ("fp8", _swap, "reopened", "up_proj"),
+    ("fp8", lambda t: t.update({f"{Q}.pre_quant_scale": torch.ones(128)}), "pre_quant_scale", Q),
+    ("fp8", _fill, "saturation", Q),
+    ("fp8", lambda t: t.pop("model.norm.weight"), "coverage", "model.norm.weight"),
+    ("int4_awq", lambda t: t.pop(f"{DOWN}.pre_quant_scale"), "pre_quant_scale", DOWN),
+    ("int4_awq", _swap, "weights", "up_proj"),
+    ("int4_awq", _shift_codes, "weights", DOWN),
+    ("int4_awq", _scaled(f"{DOWN}.pre_quant_scale", 1.2), "reopened", DOWN),
+    ("int4_awq", _scaled("model.layers.0.input_layernorm.weight", 1.5), "reopened", "logits"),
+    ("int4_awq", lambda t: t.update({f"{Q}.input_scale": torch.ones(())}), "input_scale", Q),
+    ("int4", _shift_codes, "weights", DOWN),
+    ("int4", _scaled(f"{DOWN}.weight_scale", 0.9), "weights", DOWN),
+    ("int4", lambda t: t.update({f"{DOWN}.pre_quant_scale": torch.ones(256)}), "pre_quant_scale", DOWN),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "edit", "check", "words"), CASES)
+def test_damage_is_found_by_its_check(
+    made: dict[str, Made],
+    tmp_path: Path,
+    name: str,
+    edit: Callable[[dict[str, Tensor]], object],
+    check: str,
+    words: str,
+) -> None:
+    found = damaged(made[name], tmp_path / "export", edit)
+    assert words in found[check]
+
+
+def test_words_that_contradict_the_recipe(made: dict[str, Made], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made["int4_awq"][1].checkpoint.path, tmp_path / "a"))
+    words = json.loads((folder / "hf_quant_config.json").read_text())
+    words["quantization"]["group_size"] = 128
+    (folder / "hf_quant_config.json").write_text(json.dumps(words))
+    assert "group size 128 where 32 was meant" in failed(made["int4_awq"], folder)["metadata"]
+    (folder / "hf_quant_config.json").unlink()
+    assert "TensorRT-LLM" in failed(made["int4_awq"], folder)["metadata"]
+    spec, calibrated = made["fp8"]
+    other = msgspec.structs.replace(spec, recipe=made["int4"][0].recipe)
+    assert "algorithm FP8" in failed((other, calibrated), Path(calibrated.checkpoint.path))["metadata"]
+
+
+def test_a_tokenizer_that_does_not_load(made: dict[str, Made], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made["fp8"][1].checkpoint.path, tmp_path / "a"))
+    (folder / "tokenizer.json").write_text("{}")
+    assert "tokenizer does not load" in failed(made["fp8"], folder)["metadata"]
+
+
+def test_a_cut_file_stops_everything(made: dict[str, Made], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made["fp8"][1].checkpoint.path, tmp_path / "a"))
+    os.truncate(folder / "model.safetensors", 1000)
+    found = failed(made["fp8"], folder)
+    assert list(found) == ["files"]
+    assert "cut off" in found["files"]
+
+
+def test_a_lost_probe_is_a_failed_check(made: dict[str, Made], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made["fp8"][1].checkpoint.path, tmp_path / "a"))
+    shutil.rmtree(folder / "quantlab")
+    assert "probe" in failed(made["fp8"], folder)["reopened"]
