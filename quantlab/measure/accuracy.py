@@ -1,0 +1,141 @@
+"""A suite on one session, through lm-eval: scores for people and one row an item for the statistics.
+
+lm-eval's `evaluate` runs each task with our session behind it, so prompts, few-shot examples, filters and
+metrics are lm-eval's and a baseline score can be held against anybody's. Afterwards its number and ours must
+agree.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantlab.errors import BadInput
+from quantlab.measure import Bench, Measured
+from quantlab.measure.adapter import SessionLM
+from quantlab.measure.estimates import estimate
+from quantlab.measure.items import Item, require_agreement, rows, write
+from quantlab.measure.journal import Journal
+from quantlab.measure.tasks import LoadedTask, load
+from quantlab.records import Accuracy, Number, TaskScore, digest
+from quantlab.score.paired import mean_with_error
+
+
+def accuracy(bench: Bench) -> Measured:
+    """Run the suite's tasks in order.
+
+    Returns:
+        The record and {"items.parquet": path}; columns as in `items.Item`.
+
+    Raises:
+        BadInput: a task, file or metric that cannot be used, or a prompt that does not fit.
+        NoAccess: data that are not on this machine.
+        Broken: lm-eval's score and the items disagree.
+    """
+    started = time.monotonic()
+    spec = bench.spec
+    tasks_folder = Path(spec.tasks_folder) if spec.tasks_folder else None
+    tasks = load(bench.suite, bench.beside_suite(""), tasks_folder, bench.folder)
+    total = sum(one.items for one in tasks)
+    scores: list[TaskScore] = []
+    items: list[Item] = []
+    with Journal(bench.folder / "journal.jsonl", _binding(bench)) as journal:
+        lm = SessionLM(bench.session, bench.tokenizer, journal, spec.config.token_budget)
+        for loaded in tasks:
+            lm.report(loaded.name, _teller(bench, loaded, len(items), total))
+            score, new = _run(lm, loaded)
+            scores.append(score)
+            items += new
+    path = bench.folder / "items.parquet"
+    write(items, path)
+    record = Accuracy(
+        suite=spec.suite_name,
+        tasks=tuple(scores),
+        items=path.name,
+        seconds=round(time.monotonic() - started, 3),
+        requests=lm.requests,
+    )
+    return record, {path.name: str(path.resolve())}
+
+
+def _run(lm: SessionLM, loaded: LoadedTask) -> tuple[TaskScore, list[Item]]:
+    from lm_eval.evaluator import evaluate
+
+    started = time.monotonic()
+    if loaded.ask.chat_template and not lm.tokenizer.chat_template:
+        raise BadInput(
+            "the model has no chat template.", place=f"task {loaded.name}", cure="Set `chat_template: false`."
+        )
+    result = evaluate(
+        lm,
+        {"tasks": {loaded.name: loaded.task}},
+        limit=loaded.ask.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=loaded.ask.chat_template,
+        fewshot_as_multiturn=True,
+    )
+    items = rows(loaded, result["samples"][loaded.name], lm.sent)
+    theirs = result["results"][loaded.name][f"{loaded.metric},{loaded.filter}"]
+    require_agreement(loaded, items, float(theirs))
+    return _score(loaded, items, round(time.monotonic() - started, 3)), items
+
+
+def _score(loaded: LoadedTask, items: Sequence[Item], seconds: float) -> TaskScore:
+    return TaskScore(
+        task=loaded.name,
+        metric=loaded.metric if loaded.filter == "none" else f"{loaded.metric},{loaded.filter}",
+        n=len(items),
+        score=_number([item.correct for item in items], [item.cluster for item in items]),
+        chance=_chance(items),
+        broken=sum(not item.answered for item in items),
+        prompts_digest=digest([[item.id, item.prompt_digest] for item in items]),
+        shots=int(loaded.task.get_config("num_fewshot")),
+        chat_template=loaded.ask.chat_template,
+        truncated=0,
+        seconds=seconds,
+    )
+
+
+def _number(correct: list[float], clusters: list[str]) -> Number:
+    """The mean with its clustered standard error; without one where there is a single cluster."""
+    if len(set(clusters)) < 2:
+        return Number(value=sum(correct) / len(correct), unit="share", n=len(correct))
+    mean, error = mean_with_error(correct, clusters)
+    return estimate(mean, error, len(set(clusters)), "share", len(correct), high=1.0)
+
+
+def _chance(items: Sequence[Item]) -> float | None:
+    """Score of guessing: right choices over choices, averaged over the items."""
+    shares = []
+    for item in items:
+        choices = json.loads(item.choices)
+        if not choices:
+            return None
+        right = json.loads(item.right)
+        shares.append((len(right) if isinstance(right, list) else 1) / len(choices))
+    return sum(shares) / len(shares)
+
+
+def _teller(bench: Bench, loaded: LoadedTask, before: int, total: int) -> Callable[[int, int], None]:
+    """Turns requests answered into items done."""
+
+    def tell(done: int, requests: int) -> None:
+        bench.reporter.progress("accuracy", before + loaded.items * done / requests, total, loaded.name)
+
+    return tell
+
+
+def _binding(bench: Bench) -> str:
+    """Everything besides the requests that can change an answer."""
+    artifact = bench.spec.artifact
+    parts: list[Any] = [
+        artifact.engine,
+        artifact.engine_version,
+        artifact.numerics,
+        artifact.checkpoint.digest,
+    ]
+    return digest(*parts, bench.spec.config, bench.session.device)

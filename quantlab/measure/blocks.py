@@ -1,0 +1,79 @@
+"""How requests are cut into blocks, and what is remembered of each.
+
+A block is what one call of the session gets, what a kill can cost, and one step of the progress bar. It holds
+a few forward passes: enough for the session to sort and fill its batches, little enough to be done in seconds
+on a GPU and in half a minute on a laptop. Cutting depends on the requests alone, never on what was answered
+before, so that a resumed run computes the same batches as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+
+from quantlab.engines import GenerateRequest, ScoreRequest
+from quantlab.records import digest
+
+PASSES = 2
+"""Forward passes' worth of tokens in a block of scores; a context shared by several continuations counts
+once."""
+CACHED = 8
+"""Token budgets' worth of prompt and answer in a block of generation: with 8192 that is 7.5 GB of Llama 3.2 3B's cache."""
+SEQUENCES = 64
+"""Most sequences generated together: their keys and values stay in memory until the last one has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What went to the session for one request of lm-eval."""
+
+    digest: str
+    """Of the token ids, context and continuation apart."""
+    tokens: int
+    bos: int
+    """BOS tokens at the start of the context."""
+
+
+def sent(context: tuple[int, ...], continuation: tuple[int, ...], bos: int | None) -> Sent:
+    """Describe one request. `bos`: the tokenizer's BOS id, None where it has none."""
+    leading = next((place for place, token in enumerate(context) if token != bos), len(context))
+    return Sent(digest(context, continuation), len(context) + len(continuation), leading)
+
+
+def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[list[ScoreRequest]]:
+    """Each different request once: longest contexts first, equal contexts never apart."""
+    ordered = sorted(set(asks), key=lambda ask: (-len(ask.context), ask.context, ask.continuation))
+    block: list[ScoreRequest] = []
+    tokens = 0
+    for context, group in groupby(ordered, key=attrgetter("context")):
+        same = list(group)
+        cost = len(context) + sum(len(ask.continuation) for ask in same)
+        if block and tokens + cost > PASSES * token_budget:
+            yield block
+            block, tokens = [], 0
+        block += same
+        tokens += cost
+    if block:
+        yield block
+
+
+def generate_blocks(asks: Sequence[GenerateRequest], token_budget: int) -> Iterator[list[GenerateRequest]]:
+    """Each different request once, longest prompts first; stops and lengths of a block are equal."""
+
+    def kind(ask: GenerateRequest) -> tuple[int, tuple[str, ...]]:
+        return ask.max_tokens, ask.stop
+
+    for _, group in groupby(sorted(set(asks), key=lambda ask: (kind(ask), -len(ask.prompt), ask.prompt)), key=kind):
+        block: list[GenerateRequest] = []
+        tokens = 0
+        for ask in group:
+            cost = len(ask.prompt) + ask.max_tokens
+            if block and (tokens + cost > CACHED * token_budget or len(block) == SEQUENCES):
+                yield block
+                block, tokens = [], 0
+            block.append(ask)
+            tokens += cost
+        if block:
+            yield block

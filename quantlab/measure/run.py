@@ -1,0 +1,84 @@
+"""The measuring child: open the engine once, go through the stages in order, send each result as it is
+finished.
+
+Loading a checkpoint takes as long as measuring a small suite, so all stages share one session. A stage that
+is sent is safe: the parent writes it into the ledger at once, and a kill loses only the stage at work (and of
+the accuracy stage only the block at work, see journal.py). A broken checkpoint must not cost an evaluation:
+when the canary fails, its record is sent and nothing else is started.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from quantlab.engines import engine
+from quantlab.errors import BadInput
+from quantlab.measure import Bench, Measured, Reporter
+from quantlab.records import Artifact, Canary, MeasureJob
+
+STAGES: dict[str, str] = {
+    "canary": "quantlab.measure.canary:canary",
+    "reference": "quantlab.measure.fidelity:reference",
+    "fidelity": "quantlab.measure.fidelity:fidelity",
+    "accuracy": "quantlab.measure.accuracy:accuracy",
+    "throughput": "quantlab.measure.throughput:throughput",
+}
+"""stage -> "module:function"; imported on first use."""
+
+
+def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
+    """Measure `spec.stages` on one session; each record goes out through `reporter.result`.
+
+    Returns:
+        {"done": stages that were sent}; shorter than `spec.stages` when the canary failed.
+
+    Raises:
+        QuantlabError: of the stage that could not be measured; what was sent before it stands.
+    """
+    _quiet()
+    tokenizer = _tokenizer(spec.artifact)
+    done: list[str] = []
+    with engine(spec.engine).open(spec.artifact, spec.config) as session:
+        bench = Bench(spec, session, tokenizer, reporter)
+        for stage in spec.stages:
+            record, files = _function(stage)(bench)
+            reporter.result(stage, record, files)
+            done.append(stage)
+            if isinstance(record, Canary) and not record.passed:
+                reporter.note(stage, f"Nothing more is measured: {record.reason}")
+                break
+    return {"done": done}
+
+
+def _function(stage: str) -> Callable[[Bench], Measured]:
+    module, name = STAGES[stage].split(":")
+    function: Callable[[Bench], Measured] = getattr(import_module(module), name)
+    return function
+
+
+def _tokenizer(artifact: Artifact) -> Any:
+    """The tokenizer beside the weights: an engine built elsewhere may keep none of its own."""
+    from transformers import AutoTokenizer
+
+    for place in (artifact.path, artifact.checkpoint.path):
+        if (Path(place) / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+    raise BadInput(
+        "there is no tokenizer beside the weights.",
+        place=artifact.path,
+        cure="Copy tokenizer.json and tokenizer_config.json of the original model there.",
+    )
+
+
+def _quiet() -> None:
+    """Keep the log readable and the network silent. Before the SDKs are imported: they read these once."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    for name in ("lm_eval", "lm-eval", "datasets", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)

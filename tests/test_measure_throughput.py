@@ -1,0 +1,168 @@
+"""Cells from a clock we know, and every way a cell can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from quantlab.engines import Completion, GenerateRequest
+from quantlab.errors import BadInput
+from quantlab.measure.memory import bytes_per_step
+from quantlab.measure.throughput import throughput
+from quantlab.records import EngineConfig, Grid, Throughput
+from tests.measure_bench import PlainSession, bench, job, tiny_folder, with_spec
+
+
+class Clockwork(PlainSession):
+    """Takes half a second for the first token of a batch and a tenth for each further one."""
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        self._begin(requests)
+        return [self._tick(request) for request in requests]
+
+    def _tick(self, request: GenerateRequest) -> Completion:
+        out = tuple(range(5, 5 + request.max_tokens))
+        slow = 1.0 if self.calls == 1 else 0.0
+        return Completion(out, "length", 0.5 + slow, 0.5 + slow + 0.1 * (len(out) - 1))
+
+
+def measure(folder: Path, session: Any, numerics: str = "native", **fields: Any) -> Throughput:
+    at = bench(folder, session, **fields)
+    artifact = msgspec.structs.replace(at.spec.artifact, numerics=numerics)
+    record, files = throughput(with_spec(at, artifact=artifact))
+    assert isinstance(record, Throughput)
+    assert files == {}
+    return record
+
+
+def test_prefill_and_decode_are_told_apart_and_the_warmup_does_not_count(tmp_path: Path) -> None:
+    session = Clockwork(tiny_folder())
+    record = measure(tmp_path, session, grid=Grid(summary="", isl=(8,), osl=(5,), batch=(1, 2), repeats=3))
+    one, two = record.cells
+    assert (one.valid, one.batch, two.batch) == (True, 1, 2)
+    assert one.ttft_seconds is not None
+    assert (one.ttft_seconds.value, one.ttft_seconds.high, one.ttft_seconds.n) == (0.5, 0.5, 3)
+    assert one.ttft_seconds.confidence is None
+    figures = {
+        name: getattr(two, name).value
+        for name in ("tpot_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "tokens_per_second")
+    }
+    assert figures == pytest.approx(
+        {
+            "tpot_seconds": 0.1,
+            "prefill_tokens_per_second": 32.0,
+            "decode_tokens_per_second": 20.0,
+            "tokens_per_second": 2 * 5 / 0.9,
+        }
+    )
+    assert two.bandwidth_share is None, "the bandwidth of this device is not known"
+    assert session.calls == 2 * 4
+    assert record.peak_bytes > 10_000_000
+    assert record.device == "cpu: plain"
+
+
+def test_every_sequence_gets_its_own_ordinary_tokens_and_the_seed_repeats_them(tmp_path: Path) -> None:
+    grid = Grid(summary="", isl=(16,), osl=(2,), batch=(3,))
+    first, second, other = (Clockwork(tiny_folder()) for _ in range(3))
+    measure(tmp_path, first, grid=grid)
+    measure(tmp_path, second, grid=grid)
+    measure(tmp_path, other, grid=grid, seed=1)
+    prompts = [request.prompt for request in first.asked]
+    assert prompts == [request.prompt for request in second.asked]
+    assert prompts != [request.prompt for request in other.asked]
+    assert len(set(prompts)) == len(prompts) == 12
+    assert all(token > 1 for prompt in prompts for token in prompt), "no BOS, no EOS"
+    assert all(request.ignore_eos for request in first.asked)
+
+
+def test_one_output_token_has_a_ttft_and_no_tpot(tmp_path: Path) -> None:
+    (cell,) = measure(tmp_path, Clockwork(tiny_folder()), grid=Grid(summary="", isl=(8,), osl=(1,), batch=(1,))).cells
+    assert cell.valid
+    assert cell.ttft_seconds is not None
+    assert cell.tpot_seconds is None
+    assert cell.decode_tokens_per_second is None
+
+
+def test_emulated_cells_say_so_and_are_not_held_against_the_bandwidth(tmp_path: Path) -> None:
+    record = measure(tmp_path, Clockwork(tiny_folder()), "emulated", bandwidth=1e9)
+    assert record.numerics == "emulated"
+    for cell in record.cells:
+        assert cell.ttft_seconds is not None
+        assert cell.ttft_seconds.provenance == "emulated"
+        assert cell.bandwidth_share is None
+    native = measure(tmp_path, Clockwork(tiny_folder()), bandwidth=1e9)
+    assert all(cell.bandwidth_share is not None and cell.bandwidth_share.value > 0 for cell in native.cells)
+
+
+def test_simulated_checkpoints_are_not_timed(tmp_path: Path) -> None:
+    session = Clockwork(tiny_folder())
+    record = measure(tmp_path, session, "simulated")
+    assert [cell.valid for cell in record.cells] == [False, False]
+    assert "simulated" in record.cells[0].reason
+    assert session.calls == 0
+
+
+class Failing(Clockwork):
+    """Fails in one way for batches of two."""
+
+    way = ""
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        done = super().generate(requests)
+        if len(requests) == 1:
+            return done
+        if self.way == "short":
+            return [Completion(one.tokens[:-1], "stop", one.first_token_seconds, one.seconds) for one in done]
+        if self.way == "memory":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if self.way == "clock":
+            return [Completion(one.tokens, "length", one.seconds, one.seconds) for one in done]
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [("short", "sequences of [3]"), ("memory", "out of memory at batch 2"), ("clock", "clock is wrong")],
+)
+def test_a_cell_that_fails_keeps_its_place_and_the_others_are_measured(tmp_path: Path, way: str, reason: str) -> None:
+    session = Failing(tiny_folder())
+    session.way = way
+    good, bad, last = measure(tmp_path, session, grid=Grid(summary="", isl=(8,), osl=(4,), batch=(1, 2, 1))).cells
+    assert (good.valid, bad.valid, last.valid) == (True, False, True)
+    assert reason in bad.reason
+    assert bad.ttft_seconds is None
+
+
+def test_an_error_that_is_not_about_memory_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure(tmp_path, Failing(tiny_folder()))
+
+
+def test_a_cell_that_does_not_fit_and_a_job_without_grid(tmp_path: Path) -> None:
+    session = Clockwork(tiny_folder(), max_length=10)
+    (cell, _) = measure(tmp_path, session).cells
+    assert "8 + 4 tokens do not fit into 10" in cell.reason
+    with pytest.raises(BadInput, match="grid"):
+        measure(tmp_path, session, grid=None)
+
+
+def test_bytes_of_a_decode_step(tmp_path: Path) -> None:
+    """By hand: 2 layers of 2 KV heads of 16 are 128 numbers a token; an untied embedding of 512 x 64 is not read."""
+    spec = job(tmp_path)
+    checkpoint = msgspec.structs.replace(spec.artifact.checkpoint, bytes=1_000_000)
+    spec = msgspec.structs.replace(spec, artifact=msgspec.structs.replace(spec.artifact, checkpoint=checkpoint))
+    at = {dtype: msgspec.structs.replace(spec, config=EngineConfig(dtype=dtype)) for dtype in ("float32", "bfloat16")}
+    assert bytes_per_step(at["bfloat16"], 10, 3) == 1_000_000 - 512 * 64 * 2 + 128 * 2 * 30
+    assert bytes_per_step(at["float32"], 10, 3) == 2_000_000 - 512 * 64 * 4 + 128 * 4 * 30
+    config = json.loads((tiny_folder() / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {**config, "tie_word_embeddings": True}}))
+    small = msgspec.structs.replace(checkpoint, path=str(tmp_path), format="fp8", kv_cache="fp8")
+    spec = msgspec.structs.replace(at["float32"], artifact=msgspec.structs.replace(spec.artifact, checkpoint=small))
+    assert bytes_per_step(spec, 10, 3) == 1_000_000 + 128 * 30
+    (tmp_path / "config.json").unlink()
+    assert bytes_per_step(spec, 10, 3) is None
