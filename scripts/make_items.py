@@ -24,9 +24,7 @@ ITEMS = Path(__file__).parent.parent / "evals" / "items"
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write the items of the offline suite.")
-    parser.add_argument(
-        "--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of data.noun"
-    )
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of data.noun")
     parser.add_argument("--verne", type=Path, help="in_the_year_2889.txt of the wheel reasoning-gym")
     parser.add_argument("--mmlu-dev", type=Path, help="_cot_prompts.json of the wheel lm_eval")
     parser.add_argument("--only", action="append", help="a task to write; may be given more than once")

@@ -52,16 +52,12 @@ def split(parts: list[str]) -> tuple[list[str], list[str]]:
         size += len(parts[cut]) + 2
         cut += 1
     known = _flat(" ".join(parts[:cut]))
-    return parts[:cut], [
-        p for p in parts[cut:] if len(_flat(p)) < TELLING_CHARACTERS or _flat(p) not in known
-    ]
+    return parts[:cut], [p for p in parts[cut:] if len(_flat(p)) < TELLING_CHARACTERS or _flat(p) not in known]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the held-out text and the offline calibration text.")
-    parser.add_argument(
-        "--verne", type=Path, required=True, help="in_the_year_2889.txt of the wheel reasoning-gym"
-    )
+    parser.add_argument("--verne", type=Path, required=True, help="in_the_year_2889.txt of the wheel reasoning-gym")
     held_out, calibration = split(paragraphs())
     texts = {
         ROOT / "evals/texts/heldout.txt": "\n\n".join([*held_out, story(parser.parse_args().verne)]),

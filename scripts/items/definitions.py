@@ -35,9 +35,7 @@ def make(seed: int, wordnet: Path) -> list[Item]:
 
     def fits(a: Card, b: Card) -> bool:
         one, two = meaning[a.about], meaning[b.about]
-        alike = abs(len(a.answer) - len(b.answer)) <= 2 and max(one.seen, two.seen) <= 3 * min(
-            one.seen, two.seen
-        )
+        alike = abs(len(a.answer) - len(b.answer)) <= 2 and max(one.seen, two.seen) <= 3 * min(one.seen, two.seen)
         return alike and not _related(nouns, one, two) and not _named(one, two) and not _named(two, one)
 
     squares: list[Square] = []

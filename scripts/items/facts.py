@@ -59,9 +59,7 @@ def _country(raw: dict[str, object]) -> Country | None:
     iso, people = raw.get("ISO"), raw.get("population")
     if not isinstance(iso, dict) or not isinstance(people, int) or people < PEOPLE_AT_LEAST:
         return None
-    if iso.get("alpha2") in NOT_ASKED or not all(
-        raw.get(k) for k in ("name", "capital", "region", "subregion")
-    ):
+    if iso.get("alpha2") in NOT_ASKED or not all(raw.get(k) for k in ("name", "capital", "region", "subregion")):
         return None
     languages, borders = raw.get("languages") or [], raw.get("borders") or []
     assert isinstance(languages, list)
@@ -127,9 +125,7 @@ def _borders(world: dict[str, Country], rng: Random) -> list[Square]:
     claims = _neighbours(world)
     touching = {name: {b for b in world if b in claims[name] or name in claims[b]} for name in world}
     clear = [name for name, country in world.items() if country.code not in BORDER_DISPUTED]
-    pairs = [
-        (a, b) for a in clear for b in clear if b in claims[a] and a in claims[b] and not _share_a_stem(a, b)
-    ]
+    pairs = [(a, b) for a in clear for b in clear if b in claims[a] and a in claims[b] and not _share_a_stem(a, b)]
     rng.shuffle(pairs)
     cards = [Card("border", a, f"One of the countries that border {a} is", b) for a, b in dict(pairs).items()]
 
@@ -153,9 +149,7 @@ def _languages(world: dict[str, Country], rng: Random) -> list[Square]:
 
 def _regions(world: dict[str, Country], rng: Random) -> list[Square]:
     """Parts of the world that nobody mistakes for each other: two European ones never meet."""
-    usable = [
-        c for c in world.values() if c.subregion.endswith(CONTINENT_WORDS) and c.code not in REGION_DISPUTED
-    ]
+    usable = [c for c in world.values() if c.subregion.endswith(CONTINENT_WORDS) and c.code not in REGION_DISPUTED]
     cards = [
         Card("region", c.name, f"Question: In which part of the world is {c.name}?\nAnswer:", c.subregion)
         for c in usable

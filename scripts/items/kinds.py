@@ -27,11 +27,7 @@ def _usable(nouns: Nouns, synset: Synset) -> bool:
     above = nouns.synsets[synset.hypernyms[0]].word
     first = nouns.senses[above.lower().replace(" ", "_")][0] == synset.hypernyms[0]
     plain = re.fullmatch(r"[a-z]+( [a-z]+)?", above) is not None
-    return (
-        first
-        and plain
-        and not any(part[:4] in synset.word or synset.word[:4] in part for part in above.split())
-    )
+    return first and plain and not any(part[:4] in synset.word or synset.word[:4] in part for part in above.split())
 
 
 def _cards(nouns: Nouns, rng: Random) -> list[Card]:

@@ -12,9 +12,7 @@ from pathlib import Path
 
 from items.squares import Item
 
-QUESTION = re.compile(
-    r"Q: (.*?)\n\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\nA: (.*?)(?=\n\nQ: |$)", re.DOTALL
-)
+QUESTION = re.compile(r"Q: (.*?)\n\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\nA: (.*?)(?=\n\nQ: |$)", re.DOTALL)
 #: A question whose text was mixed up with the preceding answer when the prompts were compiled.
 SPOILT = "Find the characteristic of the ring 2Z."
 VERDICT = re.compile(r"answer is \(([ABCD])\)")
@@ -25,10 +23,7 @@ def make(prompts: Path) -> list[Item]:
     subjects = json.loads(prompts.read_text(encoding="utf-8"))
     found = [item for subject, text in sorted(subjects.items()) for item in _questions(subject, text)]
     once = {str(item["query"]): item for item in reversed(found)}
-    return [
-        {"id": f"mmlu_dev-{number:04d}", **item}
-        for number, item in enumerate(reversed(once.values()), start=1)
-    ]
+    return [{"id": f"mmlu_dev-{number:04d}", **item} for number, item in enumerate(reversed(once.values()), start=1)]
 
 
 def _questions(subject: str, text: str) -> list[Item]:
@@ -39,7 +34,5 @@ def _questions(subject: str, text: str) -> list[Item]:
         if verdicts and SPOILT not in question and len(set(choices)) == 4 and all(choices):
             query = f"Question: {question.strip()}\nAnswer:"
             gold = "ABCD".index(verdicts[-1])
-            items.append(
-                {"cluster": subject, "kind": subject, "query": query, "choices": choices, "gold": gold}
-            )
+            items.append({"cluster": subject, "kind": subject, "query": query, "choices": choices, "gold": gold})
     return items

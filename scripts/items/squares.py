@@ -112,9 +112,7 @@ def _square_items(square: Square, rng: Random) -> list[Item]:
     repeats = range(0, len(cards), len(set(answers)))
     places = [place for _ in repeats for place in range(len(set(answers)))]
     rng.shuffle(places)
-    return [
-        _item(square.cluster, card, answers, place, rng) for card, place in zip(cards, places, strict=True)
-    ]
+    return [_item(square.cluster, card, answers, place, rng) for card, place in zip(cards, places, strict=True)]
 
 
 def _item(cluster: str, card: Card, answers: Sequence[str], place: int, rng: Random) -> Item:
