@@ -36,10 +36,19 @@ def main() -> None:
         place = Path(folder)
         weights = materialize(place)
         suite = write_suite(place, words.tasks.split(","))
-        hand = timed([sys.executable, __file__, "--hand", str(weights), "--tasks", words.tasks, "--recipe", words.recipe,
-                      "--batch-size", str(words.batch_size)])  # fmt: skip
-        ours = timed([sys.executable, "-m", "quantlab", "eval", words.recipe, "--model", str(weights), "--suite", str(suite),
-                      "--ledger", str(place / "runs"), "--json"])  # fmt: skip
+        asked = ["--tasks", words.tasks, "--recipe", words.recipe, "--batch-size", str(words.batch_size)]
+        hand = timed([sys.executable, __file__, "--hand", str(weights), *asked])
+        asked = [
+            words.recipe,
+            "--model",
+            str(weights),
+            "--suite",
+            str(suite),
+            "--ledger",
+            str(place / "runs"),
+            "--json",
+        ]
+        ours = timed([sys.executable, "-m", "quantlab", "eval", *asked])
     print(json.dumps({"recipe": words.recipe, "tasks": words.tasks, "by_hand_seconds": hand, "quantlab_seconds": ours,
                       "ratio": round(ours / hand, 3)}))  # fmt: skip
 

@@ -31,9 +31,8 @@ def main(runs: int) -> None:
                 seconds[name].append(time.perf_counter() - start)
     for name, times in seconds.items():
         low, high = min(times), max(times)
-        print(
-            f"{name:<18} median {statistics.median(times) * 1e3:7.0f} ms   [{low * 1e3:.0f}, {high * 1e3:.0f}]   n={runs}"
-        )
+        middle = f"median {statistics.median(times) * 1e3:7.0f} ms"
+        print(f"{name:<18} {middle}   [{low * 1e3:.0f}, {high * 1e3:.0f}]   n={runs}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _FACE = {
 }
 """Public name -> "module:attribute"."""
 
-__all__ = ["__version__", *_FACE]  # noqa: PLE0604
+__all__ = ["__version__", *_FACE]
 
 
 def __getattr__(name: str) -> Any:

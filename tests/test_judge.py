@@ -73,7 +73,7 @@ def verdict_of(n: int, regressed: int, improved: int) -> judge.Verdict:
 def test_the_paired_interval_decides(n: int, regressed: int, improved: int, status: str) -> None:
     found = verdict_of(n, regressed, improved)
     assert found.status == status
-    assert ("points" in found.reason)
+    assert "points" in found.reason
     assert str(n) in found.reason
 
 

@@ -189,7 +189,7 @@ def test_seconds_are_given_for_a_cpu_only() -> None:
     fp8, awq = planned("smollm2-135m", "fp8"), planned("smollm2-135m", "int4_awq")
     assert fp8.seconds is not None
     assert awq.seconds is not None
-    assert awq.seconds > 5 * fp8.seconds
+    assert awq.seconds > 2 * fp8.seconds
     assert planned("smollm2-135m", "fp8", H100).seconds is None
     assert planned("smollm2-135m", "bf16").seconds is None
 

@@ -9,6 +9,7 @@ thirteen times. Progress counts decoder layers, weighted with that.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ class Feed:
         def count(*_: Any) -> None:
             self.done += cost
             self.reporter.progress("calibrate", min(self.done, total), total, text)
+            give_back()
 
         handles = [block.register_forward_hook(count) for block in blocks]
         try:
@@ -110,10 +112,10 @@ def choose_batch(asked: Calibration | None, model: nn.Module, *, together: bool)
 
 def bytes_a_token(model: Any) -> int:
     """Activations alive at once in AWQ's search: inputs, exact and rounded outputs and their squared difference, of
-    the widest layer; a few copies of the residual stream."""
+    the widest layer; a few copies of the residual stream. Measured on SmolLM2: 88 KB a token, of 101 KB here."""
     config = model.config.get_text_config()
     width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    return 4 * (8 * int(width) + 8 * int(config.hidden_size))
+    return 4 * 12 * (int(width) + int(config.hidden_size))
 
 
 def free_memory(device: torch.device) -> int:
@@ -128,6 +130,14 @@ def free_memory(device: torch.device) -> int:
     else:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return available if limit is None else min(available, limit)
+
+
+def give_back() -> None:
+    """Return freed memory to the system. The small ranges that calibration keeps lie between large activations that
+    come and go, and glibc then holds on to the holes: AWQ over 4,096 tokens took 2.5 to 3.3 GB, not 1.9."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 def _cgroup_free() -> int | None:

@@ -68,7 +68,7 @@ def show(kind: str, word: str) -> None:
 @click.argument("word")
 @click.argument("to", default=".")
 def cp(kind: str, word: str, to: str) -> None:
-    """Copy a recipe, suite, grid, policy or set to TO (a folder or file) and change it there. Nothing is overwritten."""
+    """Copy a recipe, suite, grid, policy or set to TO, a folder or file, to change it there; nothing is overwritten."""
     from quantlab import catalog
 
     click.echo(catalog.copy(kind, word, to))

@@ -1,4 +1,4 @@
-"""What is seen while a run works: a line a finished stage, a bar for the one at work; plain lines where no terminal is."""
+"""What is seen while a run works: a line a finished stage and a bar for the one at work; no bar without a terminal."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Base of the records that are written by hand: strict about unknown fields."""
 
 
-class Shape(Ask):
+class Shape(Ask, frozen=True, kw_only=True):
     """The dimensions from which size, memory and speed follow."""
 
     layers: int
@@ -36,7 +36,7 @@ class Shape(Ask):
     """Longest context in tokens."""
 
 
-class Model(Ask):
+class Model(Ask, frozen=True, kw_only=True):
     """A model word resolved: what it is and where its weights come from."""
 
     word: str
@@ -63,7 +63,7 @@ class Model(Ask):
     """One line for `quantlab ls`."""
 
 
-class QuantizerOverride(Ask):
+class QuantizerOverride(Ask, frozen=True, kw_only=True):
     """One line on top of a ModelOpt preset, matched as ModelOpt matches: a wildcard on the quantizer's name."""
 
     quantizer: str
@@ -78,7 +78,7 @@ class QuantizerOverride(Ask):
     """Group size along the input width."""
 
 
-class Calibration(Ask):
+class Calibration(Ask, frozen=True, kw_only=True):
     """Which data the ranges and scales are taken from."""
 
     set: str = "python-docs"
@@ -93,7 +93,7 @@ class Calibration(Ask):
     """Chooses the samples."""
 
 
-class Recipe(Ask):
+class Recipe(Ask, frozen=True, kw_only=True):
     """A precision: a ModelOpt preset, small changes to it, and the data it is calibrated on."""
 
     summary: str
@@ -116,7 +116,7 @@ class Recipe(Ask):
     """null where nothing is calibrated (weights only)."""
 
 
-class CalibrationSet(Ask):
+class CalibrationSet(Ask, frozen=True, kw_only=True):
     """Where calibration text comes from."""
 
     summary: str
@@ -139,7 +139,7 @@ class CalibrationSet(Ask):
     """Licence of the data."""
 
 
-class SuiteTask(Ask):
+class SuiteTask(Ask, frozen=True, kw_only=True):
     """One lm-eval task in a suite."""
 
     task: str
@@ -159,7 +159,7 @@ class SuiteTask(Ask):
     """Python package that must be installed for the data."""
 
 
-class FidelityAsk(Ask):
+class FidelityAsk(Ask, frozen=True, kw_only=True):
     """The held-out text on which two precisions are compared position by position."""
 
     text: str = "../texts/heldout.txt"
@@ -174,7 +174,7 @@ class FidelityAsk(Ask):
     """Baseline log-probabilities kept a position; the rest is one tail bucket."""
 
 
-class Suite(Ask):
+class Suite(Ask, frozen=True, kw_only=True):
     """What accuracy means in a run."""
 
     summary: str
@@ -193,7 +193,7 @@ class Suite(Ask):
     """Generated items: comparable between precisions, not with published scores."""
 
 
-class Grid(Ask):
+class Grid(Ask, frozen=True, kw_only=True):
     """Throughput cells: the product of the three axes."""
 
     summary: str
@@ -210,7 +210,7 @@ class Grid(Ask):
     """Counted runs, a cell."""
 
 
-class Policy(Ask):
+class Policy(Ask, frozen=True, kw_only=True):
     """What is accepted."""
 
     summary: str

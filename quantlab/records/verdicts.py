@@ -17,7 +17,7 @@ class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Base of what is derived and never measured."""
 
 
-class TaskComparison(Conclusion):
+class TaskComparison(Conclusion, frozen=True, kw_only=True):
     """Baseline and candidate on the same items of one task (or of the whole suite: task "all")."""
 
     task: str
@@ -42,14 +42,14 @@ class TaskComparison(Conclusion):
     """Why no difference is shown: what differs, and the cure. Empty when comparable."""
 
 
-class Comparison(Conclusion):
+class Comparison(Conclusion, frozen=True, kw_only=True):
     """All tasks and the suite as a whole."""
 
     suite: TaskComparison
     tasks: tuple[TaskComparison, ...]
 
 
-class Verdict(Conclusion):
+class Verdict(Conclusion, frozen=True, kw_only=True):
     """The answer for one recipe."""
 
     status: Literal["baseline", "accept", "regression", "anomalous", "infeasible", "insufficient"]
@@ -59,7 +59,7 @@ class Verdict(Conclusion):
     """For insufficient: about how many more items would decide it."""
 
 
-class Candidate(Conclusion):
+class Candidate(Conclusion, frozen=True, kw_only=True):
     """Everything known about one recipe in one run; the baseline is one of them."""
 
     recipe_name: str
@@ -82,7 +82,7 @@ class Candidate(Conclusion):
     """Stage -> identity in the ledger."""
 
 
-class Run(Conclusion):
+class Run(Conclusion, frozen=True, kw_only=True):
     """One run as the report sees it."""
 
     schema: int

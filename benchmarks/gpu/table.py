@@ -1,0 +1,42 @@
+"""Ledgers of GPU runs as one Markdown table: decode tokens/s by recipe and batch, ratios to bf16 of the same machine.
+
+python benchmarks/gpu/table.py benchmarks/results/gpu/2026-11-24-h100-llama32-3b/*
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from quantlab.ledgers import Ledger
+from quantlab.records import Cell, Throughput
+
+
+def main(folders: list[Path]) -> None:
+    print("| machine | recipe | batch | decode tokens/s [min, max] | x bf16 | TTFT ms | TPOT ms | bandwidth share |")
+    print("|---|---|---|---|---|---|---|---|")
+    for folder in folders:
+        ledger = Ledger(folder)
+        runs = {entry.recipe: ledger.result(entry) for entry in ledger.entries("throughput") if entry.status == "done"}
+        base = {cell.batch: cell for cell in runs["bf16"].cells}
+        for recipe, run in runs.items():
+            rows(folder.name, recipe, run, base)
+
+
+def rows(machine: str, recipe: str, run: Throughput, base: dict[int, Cell]) -> None:
+    for cell in run.cells:
+        speed, first, each = cell.decode_tokens_per_second, cell.ttft_seconds, cell.tpot_seconds
+        against = base[cell.batch].decode_tokens_per_second
+        if speed is None or against is None or first is None or each is None:
+            print(f"| {machine} | {recipe} | {cell.batch} | invalid: {cell.reason} | | | | |")
+            continue
+        share = f"{cell.bandwidth_share.value:.2f}" if cell.bandwidth_share else ""
+        spread = f"[{speed.low or 0:,.0f}, {speed.high or 0:,.0f}]"
+        print(
+            f"| {machine} | {recipe} | {cell.batch} | {speed.value:,.0f} {spread} "
+            f"| {speed.value / against.value:.2f} | {first.value * 1e3:.1f} | {each.value * 1e3:.2f} | {share} |"
+        )
+
+
+if __name__ == "__main__":
+    main([Path(word) for word in sys.argv[1:]])
