@@ -33,6 +33,8 @@ from quantlab.failures import failure_of, redact
 from quantlab.records import (
     Calibrated,
     CalibrateJob,
+    Converted,
+    ConvertJob,
     Event,
     FetchJob,
     MeasureJob,
@@ -48,6 +50,7 @@ TASKS: dict[str, tuple[str, type[Spec], Any]] = {
     "calibrate": ("quantlab.calibrate.modelopt:run", CalibrateJob, Calibrated),
     "verify": ("quantlab.calibrate.verify:run", VerifyJob, Verification),
     "measure": ("quantlab.measure.run:run", MeasureJob, dict),
+    "convert": ("quantlab.formats.convert:run", ConvertJob, Converted),
 }
 """task -> ("module:function", type of the spec, type of the record)."""
 

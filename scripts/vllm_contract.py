@@ -35,7 +35,11 @@ METHODS = {
     "InprocClient.shutdown": "v1/engine/core_client.py",
 }
 """Method -> file: names of its parameters."""
-CHOICES = {"CacheDType": "config/cache.py", "LogprobsMode": "config/model.py", "LoadFormats": "config/load.py"}
+CHOICES = {
+    "CacheDType": "config/cache.py",
+    "LogprobsMode": "config/model.py",
+    "LoadFormats": "model_executor/model_loader/__init__.py",
+}
 """Literal type -> file: its values."""
 
 
@@ -48,7 +52,7 @@ def contract(root: Path) -> dict[str, object]:
         "parameters": {name: _parameters(_method(tree[file], name)) for name, file in METHODS.items()},
         "choices": {name: _values(_assigned(tree[file], name)) for name, file in CHOICES.items()},
         "functions": {"cleanup_dist_env_and_memory": "vllm.distributed.parallel_state"},
-        "environment": _values(_assigned(tree["envs.py"], "environment_variables")),
+        "environment": _variables(_assigned(tree["envs.py"], "environment_variables")),
         "modelopt_algorithms": _values(
             _assigned(tree["model_executor/layers/quantization/modelopt.py"], "QUANT_ALGOS")
         ),
@@ -75,7 +79,9 @@ def _method(tree: ast.Module, path: str) -> ast.FunctionDef:
 
 
 def _fields(found: ast.ClassDef) -> list[str]:
-    return [node.target.id for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    return [
+        node.target.id for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
 
 
 def _attributes(found: ast.ClassDef) -> list[str]:
@@ -99,11 +105,20 @@ def _parameters(found: ast.FunctionDef) -> list[str]:
 
 def _assigned(tree: ast.Module, name: str) -> ast.expr:
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         value = getattr(node, "value", None)
         if any(isinstance(one, ast.Name) and one.id == name for one in targets) and value is not None:
+            assert isinstance(value, ast.expr)
             return value
     raise LookupError(name)
+
+
+def _variables(found: ast.expr) -> list[str]:
+    """Every name in capitals: keys, and what their functions read."""
+    strings = {node.value for node in ast.walk(found) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return sorted(one for one in strings if one.isupper() and one.isidentifier() and "_" in one)
 
 
 def _values(found: ast.expr) -> list[str]:

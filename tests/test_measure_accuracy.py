@@ -136,6 +136,22 @@ def test_generated_answers_are_extracted_and_missing_ones_counted(tmp_path: Path
     assert any(columns["answer"])
 
 
+def test_a_task_of_one_subject_has_an_error_bar_all_the_same(tmp_path: Path) -> None:
+    docs = [{"q": f"{n}?", "choices": ["yes", "no"], "gold": n % 2, "subject": "anatomy"} for n in range(6)]
+    folder = write_task(
+        tmp_path / "own",
+        "one",
+        docs,
+        output_type="multiple_choice",
+        doc_to_text="{{q}}",
+        doc_to_choice="{{choices}}",
+        doc_to_target="gold",
+    )
+    record, columns = measure(tmp_path / "a", tasks=(SuiteTask(task="one"),), tasks_folder=str(folder))
+    assert columns["cluster"] == columns["id"] == [str(n) for n in range(6)]
+    assert record.tasks[0].score.standard_error is not None
+
+
 def test_a_model_without_chat_template_is_refused_where_one_is_asked_for(tmp_path: Path) -> None:
     at = bench(tmp_path, tasks=(SuiteTask(task="ql_facts", limit=2, chat_template=True),))
     at.tokenizer.chat_template = None

@@ -51,6 +51,11 @@ def options(function: F) -> F:
                 show_default=True,
                 help="Arithmetic of what is not quantized.",
             ),
+            click.option("--tp", type=click.IntRange(min=1), default=1, help="GPUs that share each layer."),
+            click.option("--pp", type=click.IntRange(min=1), default=1, help="Groups of layers on GPUs of their own."),
+            click.option(
+                "--flow", type=click.Choice(["auto", "engine", "pytorch"]), default="auto", help="TensorRT-LLM's."
+            ),
             click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: all cores."),
             click.option("--seed", type=int, default=0, show_default=True),
             click.option("--ledger", help="Run folder; default $QUANTLAB_LEDGER or ./runs."),
@@ -105,7 +110,8 @@ def _go(words: dict[str, Any], stages: tuple[str, ...] | None) -> None:
 
     as_json, dry, gate = words.pop("as_json"), words.pop("dry_run"), words.pop("gate")
     ledger = Ledger(words.pop("ledger"))
-    config = EngineConfig(device=words.pop("device"), dtype=words.pop("dtype"))
+    names = {"device": "device", "dtype": "dtype", "tp": "tensor_parallel", "pp": "pipeline_parallel", "flow": "flow"}
+    config = EngineConfig(**{field: words.pop(word) for word, field in names.items()})
     ask = pipeline.Ask(**words, config=config, stages=stages or pipeline.ask.STAGES)
     if dry:
         _plan(pipeline.plan_run(ask, ledger), as_json)

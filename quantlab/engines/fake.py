@@ -29,9 +29,9 @@ from quantlab.engines import Ability, Completion, GenerateRequest, Score, ScoreR
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
-DAMAGE = {"bf16": 0.0, "fp8": 0.3, "int4_awq": 1.0, "int4": 2.0}
+DAMAGE = {"bf16": 0.0, "fp8": 0.2, "int4_awq": 0.5, "int4": 0.9}
 """Standard deviation, in nats, of the noise a format adds to a logit; formats not listed do the damage of int4."""
-_AGAIN, _TOO_OFTEN = 8.0, -8.0
+_TASTE, _AGAIN, _TOO_OFTEN = 0.5, 8.0, -8.0
 _DEFAULT_VOCABULARY, _DEFAULT_LENGTH = 512, 2048
 
 
@@ -78,7 +78,7 @@ class FakeSession:
         own = int(shape.get("max_position_embeddings", _DEFAULT_LENGTH))
         self.max_length = own if config.max_length is None else min(own, config.max_length)
         self._damage = DAMAGE.get(artifact.checkpoint.format, DAMAGE["int4"])
-        self._frequency = -np.log(np.arange(self.vocabulary) + 10.0)
+        self._frequency = -np.log(np.arange(self.vocabulary) + 100.0)
         self._taste = lru_cache(maxsize=4096)(self._taste_of)
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[Score]:
@@ -129,7 +129,7 @@ class FakeSession:
         return normal
 
     def _taste_of(self, token: int) -> np.ndarray:
-        taste: np.ndarray = self._frequency + _normal(token, 1, self.vocabulary)
+        taste: np.ndarray = self._frequency + _TASTE * _normal(token, 1, self.vocabulary)
         return taste + self._damage * _normal(token, 2, self.vocabulary)
 
     def _stops(self, stop: tuple[str, ...], made: list[int]) -> bool:

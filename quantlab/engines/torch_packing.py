@@ -132,7 +132,9 @@ def plan(paths: Paths, budget: int, row: int = ROW) -> Trunk:
             continue
         parts, common = _parts(paths, members, depth, row), paths.common(members)
         repeated = (common - depth) * (len(parts) - 1)
-        if len(members) > 1 and repeated <= max(TRUNK_GAIN, total // 32):
+        # Staying one tree is free while the tree is small enough; a trunk is not.
+        tolerated = total // 32 if total <= largest else max(TRUNK_GAIN, total // 32)
+        if len(members) > 1 and repeated <= tolerated:
             todo.extend((trunk, part) for part in reversed(parts))
         elif total <= largest:
             trunk.trees.append(paths.tree(members, depth))

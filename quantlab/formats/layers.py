@@ -8,8 +8,8 @@ FP8 (W8A8, static). E4M3 has 3 bits of mantissa and ends at 448. Weight and inpu
 the same codes in the model's dtype: an E4M3 number is exact in bfloat16, float16 and float32, and the product of two
 has 8 bits of mantissa, so both compute the same sum up to how it is accumulated, plus one rounding of the sum to
 `dtype` before it is scaled. Measured on an H100: its FP8 units keep about 13 bits while they add, so native differs
-from the exact sum by 1.2e-4 (mean, relative), a tenth of what rounding to bfloat16 does (1.4e-3; emulated 1.9e-3). Clamping
-matters: torch's cast to E4M3 gives NaN beyond 448, hardware saturates.
+from the exact sum by 1.2e-4 (mean, relative), a tenth of what rounding to bfloat16 does (1.4e-3; emulated 1.9e-3).
+Clamping matters: torch's cast to E4M3 gives NaN beyond 448, hardware saturates.
 
 INT4 (W4A16). y = (x * pre_quant_scale) @ (codes * scale).T in `dtype`: the arithmetic of the kernels, which also
 expand the weight to 16 bit. `pre_quant_scale` is what AWQ could not fold into the layer before.

@@ -20,7 +20,7 @@ PASSES = 2
 """Forward passes' worth of tokens in a block of scores; a context shared by several continuations counts
 once."""
 CACHED = 8
-"""Token budgets' worth of prompt and answer in a block of generation: with 8192 that is 7.5 GB of Llama 3.2 3B's cache."""
+"""Token budgets' worth of prompt and answer generated together: with 8192 tokens 7.5 GB of Llama 3.2 3B's cache."""
 SEQUENCES = 64
 """Most sequences generated together: their keys and values stay in memory until the last one has ended."""
 

@@ -46,13 +46,7 @@ def localize(
     if definition is None or "group" in config or "class" in config:
         cure = "Name the single tasks of the group instead."
         raise BadInput("local data fit a single task that is defined by a YAML file.", place=place, cure=cure)
-    for file in files.values():
-        if not file.is_file():
-            raise BadInput(
-                f"there is no file {file}.", place=place, cure="Correct the path; it is relative to the YAML."
-            )
-    if empty := [file.name for file in files.values() if not file.stat().st_size]:
-        raise BadInput(f"{', '.join(empty)} is empty.", place=place, cure="Put one item a line into it.")
+    _require(files, place)
     override = {
         "include": str(definition.resolve()),
         "task": ask.task,
@@ -68,6 +62,16 @@ def localize(
     into.parent.mkdir(parents=True, exist_ok=True)
     into.write_text(yaml.safe_dump(override), encoding="utf-8")
     return into
+
+
+def _require(files: dict[str, Path], place: str) -> None:
+    for file in files.values():
+        if not file.is_file():
+            raise BadInput(
+                f"there is no file {file}.", place=place, cure="Correct the path; it is relative to the YAML."
+            )
+    if empty := [file.name for file in files.values() if not file.stat().st_size]:
+        raise BadInput(f"{', '.join(empty)} is empty.", place=place, cure="Put one item a line into it.")
 
 
 def _files(

@@ -70,18 +70,20 @@ def rows(loaded: LoadedTask, samples: Sequence[dict[str, Any]], sent: Mapping[st
         sent: the adapter's record of what went out, by `adapter.key`.
     """
     mine = [sample for sample in samples if sample["filter"] == loaded.filter]
-    names = _ids([sample["doc"] for sample in mine], [sample["doc_id"] for sample in mine])
-    return [_row(loaded, name, sample, sent) for name, sample in zip(names, mine, strict=True)]
+    docs = [sample["doc"] for sample in mine]
+    names = _ids(docs, [sample["doc_id"] for sample in mine])
+    clusters = _clusters(docs, names)
+    return [_row(loaded, *one, sent) for one in zip(names, clusters, mine, strict=True)]
 
 
-def _row(loaded: LoadedTask, name: str, sample: dict[str, Any], sent: Mapping[str, Sent]) -> Item:
+def _row(loaded: LoadedTask, name: str, cluster: str, sample: dict[str, Any], sent: Mapping[str, Sent]) -> Item:
     doc = sample["doc"]
     went = [sent[key(arguments)] for arguments in sample["arguments"]]
     answer = (_text if loaded.task.OUTPUT_TYPE == "generate_until" else _choice)(loaded, sample)
     return Item(
         task=loaded.name,
         id=name,
-        cluster=next((str(doc[field]) for field in CLUSTER_FIELDS if doc.get(field) not in (None, "")), name),
+        cluster=cluster,
         kind=str(doc.get("kind") or ""),
         prompt=str(sample["arguments"][0][0]),
         prompt_digest=digest([one.digest for one in went]),
@@ -178,6 +180,13 @@ def _ids(docs: list[dict[str, Any]], numbers: list[int]) -> list[str]:
         if all(names) and len(set(names)) == len(names):
             return names
     return [str(number) for number in numbers]
+
+
+def _clusters(docs: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """Labels of what belongs together. A task that is all one subject (MMLU's are) has no clusters within."""
+    field = next((field for field in CLUSTER_FIELDS if any(doc.get(field) not in (None, "") for doc in docs)), "")
+    labels = [str(doc.get(field) or name) for doc, name in zip(docs, names, strict=True)]
+    return labels if len(set(labels)) > 1 else names
 
 
 def write(items: Sequence[Item], path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantlab import catalog
 from quantlab.catalog import Found
+from quantlab.engines import check
 from quantlab.errors import BadInput
 from quantlab.records import EngineConfig, Grid, Model, Policy, Recipe, Suite
 
@@ -82,6 +83,7 @@ def resolve(ask: Ask) -> Resolved:
     unknown = [stage for stage in ask.stages if stage not in STAGES]
     if unknown:
         raise BadInput(f"no stage {unknown[0]!r}.", cure=f"Stages: {', '.join(STAGES)}.")
+    check(ask.engine)
     policy = catalog.policy(ask.policy)
     record = policy.record
     assert isinstance(record, Policy)

@@ -90,6 +90,9 @@ def command(ask: Ask) -> str:
         ("--seed", ask.seed or None),
         ("--device", None if ask.config.device == "auto" else ask.config.device),
         ("--dtype", None if ask.config.dtype == "auto" else ask.config.dtype),
+        ("--tp", None if ask.config.tensor_parallel == 1 else ask.config.tensor_parallel),
+        ("--pp", None if ask.config.pipeline_parallel == 1 else ask.config.pipeline_parallel),
+        ("--flow", None if ask.config.flow == "auto" else ask.config.flow),
     ):
         words += [flag, f"{value}"] if value is not None else []
     return shlex.join(words)

@@ -87,6 +87,8 @@ def measure(
         artifact.numerics,
         config.dtype,
         config.max_length,
+        config.max_batch,
+        (config.tensor_parallel, config.pipeline_parallel, config.flow),
         device_of(host, config.device),
         versions(host, SCORERS),
     ]

@@ -10,7 +10,7 @@ import msgspec
 
 from quantlab import catalog
 from quantlab.catalog import Found
-from quantlab.engines import Engine, engine
+from quantlab.engines import Ability, Engine, engine
 from quantlab.errors import QuantlabError, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
@@ -27,6 +27,7 @@ from quantlab.records import (
     Failure,
     Host,
     MeasureJob,
+    Model,
     Recipe,
     VerifyJob,
     Weights,
@@ -50,7 +51,7 @@ class Walker:
     def __post_init__(self) -> None:
         ask = self.resolved.ask
         self.engine = engine(ask.engine)
-        self.stages = Stages(self.ledger, self.host, self.resolved.model.word, self.watch, ask.threads)
+        self.stages = Stages(self.ledger, self.host, name_of(self.resolved.model), self.watch, ask.threads)
 
     def walk(self, found: Found, recipe: Recipe, planned: Plan) -> Walk:
         """One recipe from weights to measurements. An error of ours ends the walk and is kept in it."""
@@ -112,10 +113,14 @@ class Walker:
 
     def _measure(self, walk: Walk) -> None:
         wanted = self._wanted()
+        if "fidelity" in self.resolved.ask.stages and self._blind():
+            self._note(walk, f"no fidelity: engine {self.engine.name} hands out no distributions; engine torch does.")
         if not wanted:
             return
         walk.at = wanted[0]
         artifact = self._artifact(_known(walk.calibrated).checkpoint)
+        for note in artifact.notes:
+            self._note(walk, note)
         walk.identities |= (known := self._identities(artifact, wanted))
         results = self.stages.measure(known, walk.name, lambda missing, folder: self._job(artifact, missing, folder))
         walk.canary = results.get("canary")
@@ -126,15 +131,24 @@ class Walker:
         if walk.reference is not None:
             self.reference = (known["reference"], str(self.ledger.path(walk.reference.path)))
 
+    def _note(self, walk: Walk, text: str) -> None:
+        """For whoever looks on, and for the report."""
+        walk.notes += (text,)
+        self.watch.say(f"{walk.name}: {text}")
+
     def _wanted(self) -> list[str]:
         """Stages of the measuring child. The first recipe leaves the reference that the others are held against."""
         asked = self.resolved.ask.stages
         wanted: list[str] = [stage for stage in STAGES[2:] if stage in asked]
-        if self.resolved.suite_record.fidelity is None and "fidelity" in wanted:
+        if "fidelity" in wanted and (self.resolved.suite_record.fidelity is None or self._blind()):
             wanted.remove("fidelity")
         if self.reference is None:
             wanted = ["reference" if stage == "fidelity" else stage for stage in wanted]
         return wanted
+
+    def _blind(self) -> bool:
+        """The engine hands out no distributions, so there is no fidelity to measure."""
+        return Ability.FULL_LOGITS not in self.engine.abilities
 
     def _artifact(self, checkpoint: Checkpoint) -> Artifact:
         absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
@@ -192,6 +206,11 @@ class Walker:
             return None
         gpu = catalog.gpu(self.host.gpus[0].name)
         return gpu.bandwidth if gpu else None
+
+
+def name_of(model: Model) -> str:
+    """The model in an entry: its word, or a local folder's own name without the place it lies in."""
+    return Path(model.location).name if model.source == "path" else model.word
 
 
 def _known(calibrated: Calibrated | None) -> Calibrated:

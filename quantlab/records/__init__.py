@@ -26,6 +26,7 @@ from quantlab.records.ask import (
 from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
 from quantlab.records.jobs import (
     CalibrateJob,
+    ConvertJob,
     EngineConfig,
     Event,
     Failure,
@@ -43,6 +44,7 @@ from quantlab.records.results import (
     Cell,
     Check,
     Checkpoint,
+    Converted,
     Fidelity,
     Reference,
     TaskScore,
@@ -67,6 +69,8 @@ __all__ = [
     "Check",
     "Checkpoint",
     "Comparison",
+    "ConvertJob",
+    "Converted",
     "EngineConfig",
     "Entry",
     "Event",

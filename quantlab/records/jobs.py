@@ -14,7 +14,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Base of the job specs. Paths in a spec are absolute."""
 
 
-class FetchJob(Spec):
+class FetchJob(Spec, frozen=True, kw_only=True):
     """Bring a model's weights to this machine as config.json + safetensors + tokenizer. Result: Weights."""
 
     model: Model
@@ -22,7 +22,7 @@ class FetchJob(Spec):
     """Directory to create; written under a temporary name, then renamed. Unused for hub and path sources."""
 
 
-class CalibrateJob(Spec):
+class CalibrateJob(Spec, frozen=True, kw_only=True):
     """Quantize and export. Result: Calibrated."""
 
     weights: Weights
@@ -42,7 +42,7 @@ class CalibrateJob(Spec):
     """0: chosen by the child runner."""
 
 
-class VerifyJob(Spec):
+class VerifyJob(Spec, frozen=True, kw_only=True):
     """Hold an export against its recipe and against the calibrated model. Result: Verification."""
 
     weights: Weights
@@ -53,7 +53,21 @@ class VerifyJob(Spec):
     device: str = "auto"
 
 
-class EngineConfig(Spec):
+class ConvertJob(Spec, frozen=True, kw_only=True):
+    """Write an int4 checkpoint of ModelOpt in another program's layout. Result: Converted."""
+
+    source: str
+    """The checkpoint."""
+    into: str
+    """Directory to create; written under a temporary name, then renamed."""
+    layout: Literal["compressed-tensors", "autoawq"]
+    o_proj: Literal["refuse", "average"] = "refuse"
+    """Where grouped-query attention leaves a scale on o_proj that the layout has no place for."""
+    digest: str = ""
+    """Digest of `source` where it is known; empty: it is computed."""
+
+
+class EngineConfig(Spec, frozen=True, kw_only=True):
     """How an engine is opened; part of every measurement's identity."""
 
     device: str = "auto"
@@ -64,9 +78,17 @@ class EngineConfig(Spec):
     """Most tokens in one forward pass, padding included."""
     max_length: int | None = None
     """Longest sequence; None means the model's own. A longer prompt is refused, never cut."""
+    max_batch: int | None = None
+    """Most sequences in flight at once; None leaves it to the engine."""
+    tensor_parallel: int = 1
+    """GPUs that share each layer."""
+    pipeline_parallel: int = 1
+    """Groups of layers, each on its own GPUs."""
+    flow: Literal["auto", "engine", "pytorch"] = "auto"
+    """Which half of TensorRT-LLM computes: a built TensorRT engine or its PyTorch backend. Others have one way only."""
 
 
-class MeasureJob(Spec):
+class MeasureJob(Spec, frozen=True, kw_only=True):
     """Open one artifact and measure stages on one session, in order. Result of each is sent as an Event."""
 
     engine: str
@@ -128,6 +150,7 @@ __all__ = [
     "Artifact",
     "CalibrateJob",
     "Checkpoint",
+    "ConvertJob",
     "EngineConfig",
     "Event",
     "Failure",

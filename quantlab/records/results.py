@@ -13,7 +13,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of everything that is measured or made."""
 
 
-class Weights(Result):
+class Weights(Result, frozen=True, kw_only=True):
     """A model's weights on this machine, ready to be read."""
 
     path: str
@@ -28,7 +28,7 @@ class Weights(Result):
     """How they came here, e.g. "dequantized from the package's GGUF Q4_1"."""
 
 
-class Checkpoint(Result):
+class Checkpoint(Result, frozen=True, kw_only=True):
     """A directory that TensorRT-LLM, vLLM and quantlab's own engine can read."""
 
     path: str
@@ -55,7 +55,7 @@ class Checkpoint(Result):
     """Stored bits of the quantized layers, scales included, over their number of weights."""
 
 
-class Calibrated(Result):
+class Calibrated(Result, frozen=True, kw_only=True):
     """What calibrating gave and cost."""
 
     checkpoint: Checkpoint
@@ -84,7 +84,7 @@ class Calibrated(Result):
     """Sentences for the report: a changed group size, a resmoothing."""
 
 
-class Check(Result):
+class Check(Result, frozen=True, kw_only=True):
     """One finding of `verify`."""
 
     name: str
@@ -95,7 +95,7 @@ class Check(Result):
     """One sentence with the figures."""
 
 
-class Verification(Result):
+class Verification(Result, frozen=True, kw_only=True):
     """The export held against what was meant and against the calibrated model."""
 
     checks: tuple[Check, ...]
@@ -108,7 +108,7 @@ class Verification(Result):
         return all(check.passed for check in self.checks)
 
 
-class Artifact(Result):
+class Artifact(Result, frozen=True, kw_only=True):
     """What an engine opens."""
 
     engine: str
@@ -122,9 +122,32 @@ class Artifact(Result):
     simulated: rounded weights in a 16-bit checkpoint."""
     engine_version: str = ""
     """Version of the SDK."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: what building changed in the numbers."""
 
 
-class CanaryPrompt(Result):
+class Converted(Result, frozen=True, kw_only=True):
+    """A checkpoint in another program's layout; kept beside its weights as quantlab_conversion.json."""
+
+    layout: Literal["compressed-tensors", "autoawq"]
+    """Who reads it: compressed-tensors' pack-quantized (vLLM, transformers), or AutoAWQ's gemm."""
+    source: str
+    """Digest of the checkpoint it was made from."""
+    layers: tuple[str, ...]
+    """Names of the int4 layers."""
+    group_size: int
+    """Weights that share a scale."""
+    choices: dict[str, str]
+    """What the user chose: {"o_proj": "refuse" or "average"}."""
+    requantized: dict[str, float] = {}
+    """Layer that had to be rounded again -> root mean square of what that changed, over that of its weight."""
+    bytes: int = 0
+    """Size of the safetensors files."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: what was folded where, and what is lost."""
+
+
+class CanaryPrompt(Result, frozen=True, kw_only=True):
     """One greedy continuation."""
 
     prompt: str
@@ -137,7 +160,7 @@ class CanaryPrompt(Result):
     reason: str = ""
 
 
-class Canary(Result):
+class Canary(Result, frozen=True, kw_only=True):
     """Is it a language model at all?"""
 
     passed: bool
@@ -147,7 +170,7 @@ class Canary(Result):
     seconds: float = 0.0
 
 
-class Reference(Result):
+class Reference(Result, frozen=True, kw_only=True):
     """The baseline's distribution over the held-out text, kept once."""
 
     path: str
@@ -162,7 +185,7 @@ class Reference(Result):
     seconds: float = 0.0
 
 
-class Fidelity(Result):
+class Fidelity(Result, frozen=True, kw_only=True):
     """How far the distribution moved, position by position, from the baseline's."""
 
     text_digest: str
@@ -180,7 +203,7 @@ class Fidelity(Result):
     seconds: float = 0.0
 
 
-class TaskScore(Result):
+class TaskScore(Result, frozen=True, kw_only=True):
     """One task of a suite on one checkpoint."""
 
     task: str
@@ -202,7 +225,7 @@ class TaskScore(Result):
     seconds: float = 0.0
 
 
-class Accuracy(Result):
+class Accuracy(Result, frozen=True, kw_only=True):
     """A suite on one checkpoint. Item results lie in `items` (Parquet), see measure/accuracy.py for the columns."""
 
     suite: str
@@ -213,7 +236,7 @@ class Accuracy(Result):
     requests: int = 0
 
 
-class Cell(Result):
+class Cell(Result, frozen=True, kw_only=True):
     """One throughput cell. A cell that fails a check keeps its place, with the reason."""
 
     isl: int
@@ -234,7 +257,7 @@ class Cell(Result):
     """Bytes that a decode step must read over what the memory could deliver; None where the bandwidth is unknown."""
 
 
-class Throughput(Result):
+class Throughput(Result, frozen=True, kw_only=True):
     """A grid on one artifact."""
 
     grid: str

@@ -1,0 +1,197 @@
+"""A stand-in for vllm, made from the contract file: exactly its surface, and its traps.
+
+A parameter, field or choice that the contract does not list is rejected, and an attribute that it does not list is not
+there. Behind it answers engine "fake", so that numbers can be checked. What the real one does without a word it
+does too: end-of-sequence tokens are among the output, outputs are cut at the longest sequence, a prompt that fills the
+context is an error, a token's rank counts ties, and without its variable set the engine moves into a second process.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from quantlab.engines import GenerateRequest, ScoreRequest
+from quantlab.engines.fake import FakeSession
+from quantlab.records import Artifact, Checkpoint, EngineConfig
+
+CONTRACT = Path(__file__).parent / "contracts" / "vllm_0_24.json"
+EOS = 1
+
+
+def contract() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(CONTRACT.read_text(encoding="utf-8"))
+    return found
+
+
+def renamed(kind: str, owner: str, name: str) -> dict[str, Any]:
+    """The contract of a vLLM in which one name is another."""
+    changed = copy.deepcopy(contract())
+    names = changed[kind][owner]
+    names[names.index(name)] = f"{name}_renamed"
+    return changed
+
+
+def record(names: Sequence[str], **values: Any) -> Any:
+    """An object with exactly these attributes; values for others are dropped, as if the class had never had them."""
+    made = type("Record", (), {"__slots__": tuple(names)})()
+    for name in names:
+        setattr(made, name, values.get(name))
+    return made
+
+
+class Standin:
+    """One vLLM: its modules, and what was done to it."""
+
+    def __init__(self, surface: dict[str, Any] | None = None, *, stamps: bool = True, extra: int = 0) -> None:
+        """Args:
+        surface: a contract.
+        stamps: keep first_token_ts; an engine with log stats off has none.
+        extra: score that many tokens too few.
+        """
+        self.surface = surface or contract()
+        self.stamps, self.extra = stamps, extra
+        self.given: dict[str, Any] = {}
+        """Arguments of the LLM."""
+        self.calls: list[list[dict[str, Any]]] = []
+        """Prompts of each call of generate."""
+        self.ended: list[str] = []
+
+    def modules(self) -> dict[str, ModuleType]:
+        vllm, distributed = ModuleType("vllm"), ModuleType("vllm.distributed")
+        state = ModuleType("vllm.distributed.parallel_state")
+        vllm.LLM, vllm.SamplingParams = self._llm, self._params  # type: ignore[attr-defined]
+        state.cleanup_dist_env_and_memory = lambda: self.ended.append("cleaned")  # type: ignore[attr-defined]
+        return {module.__name__: module for module in (vllm, distributed, state)}
+
+    def _require(self, kind: str, owner: str, given: Any) -> None:
+        known = self.surface[kind][owner]
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise TypeError(f"{owner} got an unexpected keyword argument {unknown[0]!r}")
+
+    def _params(self, **given: Any) -> Any:
+        self._require("fields", "SamplingParams", given)
+        names = self.surface["fields"]["SamplingParams"]
+        defaults = {"detokenize": True, "max_tokens": 16, "temperature": 1.0, "ignore_eos": False}
+        return record(names, **{**defaults, **given})
+
+    def _llm(self, model: str, **given: Any) -> Any:
+        own = self.surface["parameters"]["LLM.__init__"]
+        self._require("fields", "EngineArgs", [name for name in given if name not in own])
+        for name, choices in (
+            ("kv_cache_dtype", "CacheDType"),
+            ("logprobs_mode", "LogprobsMode"),
+            ("load_format", "LoadFormats"),
+        ):
+            if given[name] not in self.surface["choices"][choices]:
+                raise ValueError(f"{name}={given[name]!r}")
+        assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0", "the engine would run in a second process"
+        self.given = {"model": model, **given}
+        shape = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        longest = shape["max_position_embeddings"] if given["max_model_len"] == -1 else given["max_model_len"]
+        if longest > shape["max_position_embeddings"]:
+            raise ValueError("User-specified max_model_len is greater than the derived max_model_len")
+        return self._made(model, longest)
+
+    def _made(self, model: str, longest: int) -> Any:
+        client = record(["shutdown"], shutdown=lambda timeout=None: self.ended.append("shutdown"))
+        engine = record(self.surface["attributes"]["LLMEngine"], engine_core=client)
+        config = record(self.surface["fields"]["ModelConfig"], max_model_len=longest, dtype="torch.bfloat16")
+        checkpoint = Checkpoint(path=model, digest="", recipe="bf16", format="bf16", architecture="")
+        fake = FakeSession(Artifact(engine="fake", path=model, checkpoint=checkpoint), EngineConfig())
+        made = record([*self.surface["attributes"]["LLM"], "generate"], llm_engine=engine, model_config=config)
+
+        def generate(prompts: Any, sampling_params: Any = None, **given: Any) -> list[Any]:
+            self._require("parameters", "LLM.generate", given)
+            self.calls.append(list(prompts))
+            for prompt in prompts:
+                self._require("fields", "TokensPrompt", prompt)
+                if len(prompt["prompt_token_ids"]) >= longest:
+                    raise ValueError("The decoder prompt is longer than the maximum model length")
+            return [
+                self._answer(fake, p["prompt_token_ids"], s, longest)
+                for p, s in zip(prompts, sampling_params, strict=True)
+            ]
+
+        made.generate = generate
+        return made
+
+    def _answer(self, fake: FakeSession, prompt: list[int], params: Any, longest: int) -> Any:
+        began = time.monotonic()
+        scored = None if params.prompt_logprobs is None else self._scored(fake, prompt, params)
+        most = min(params.max_tokens, longest - len(prompt))
+        stop = tuple(params.stop or ())
+        assert params.detokenize or not stop, "stop strings need text"
+        made = fake.generate([GenerateRequest(tuple(prompt), most, stop, params.ignore_eos)])[0]
+        tokens, reason = list(made.tokens), None
+        if made.finish == "stop" and (len(tokens) < most and not _ends_in(fake, stop, tokens)):
+            tokens.append(EOS)
+        elif made.finish == "stop":
+            reason = stop[0]
+        fields = self.surface["fields"]
+        stats = record(
+            fields["RequestStateStats"],
+            arrival_time=time.time(),
+            first_token_ts=began + made.first_token_seconds if self.stamps else 0.0,
+            last_token_ts=began + made.seconds,
+        )
+        output = record(
+            fields["CompletionOutput"],
+            index=0,
+            text="",
+            token_ids=tokens,
+            finish_reason=made.finish,
+            stop_reason=reason,
+        )
+        return record(
+            self.surface["attributes"]["RequestOutput"],
+            prompt_token_ids=prompt,
+            prompt_logprobs=scored,
+            outputs=[output],
+            finished=True,
+            metrics=stats,
+        )
+
+    def _scored(self, fake: FakeSession, prompt: list[int], params: Any) -> Any:
+        """FlatLogprobs: nothing for the first token, then the token's own and the likeliest ones."""
+        assert params.flat_logprobs, "lists of dictionaries are not what the session reads"
+        score = fake.logprobs([ScoreRequest((prompt[0],), tuple(prompt[1:]), full=True)])[0]
+        assert score.distribution is not None
+        flat: dict[str, list[Any]] = {
+            name: [] for name in ("start_indices", "end_indices", "token_ids", "logprobs", "ranks")
+        }
+        flat["start_indices"].append(0)
+        flat["end_indices"].append(0)
+        for token, row in zip(prompt[1 : len(prompt) - self.extra], score.distribution, strict=False):
+            best = row.argsort()[::-1][: params.prompt_logprobs]
+            flat["start_indices"].append(len(flat["token_ids"]))
+            flat["token_ids"] += [token, *best.tolist()]
+            flat["logprobs"] += [float(row[token]), *row[best].tolist()]
+            flat["ranks"] += [int((row >= row[token]).sum()), *range(1, len(best) + 1)]
+            flat["end_indices"].append(len(flat["token_ids"]))
+        made = record(self.surface["fields"]["FlatLogprobs"], **flat)
+        return _Sized(made, len(flat["start_indices"]))
+
+
+class _Sized:
+    """`len` on top of a record: FlatLogprobs is a sequence too."""
+
+    def __init__(self, made: Any, size: int) -> None:
+        self._made, self._size = made, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+
+def _ends_in(fake: FakeSession, stop: tuple[str, ...], tokens: list[int]) -> bool:
+    return bool(stop) and fake._stops(stop, tokens)
