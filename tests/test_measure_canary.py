@@ -80,7 +80,7 @@ def test_a_prompt_of_one_token_is_refused(tmp_path: Path) -> None:
 @pytest.mark.model
 def test_the_real_model_passes_and_rounded_to_two_bits_fails(tmp_path: Path) -> None:
     folder = measure_bench.smollm2_folder()
-    spec = measure_bench.job(tmp_path, path=folder, config=EngineConfig(dtype="bfloat16", device="cpu"))
+    spec = measure_bench.job(tmp_path, path=folder, config=EngineConfig(device="cpu"))
     with engine("torch").open(spec.artifact, spec.config) as session:
         assert isinstance(session, TorchSession)
         bench = Bench(spec, session, AutoTokenizer.from_pretrained(folder), Reporter())

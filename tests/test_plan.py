@@ -175,7 +175,7 @@ def test_the_kv_cache_of_the_largest_cell() -> None:
 
 
 def test_the_disk_counts_download_export_and_distribution(tmp_path: Path) -> None:
-    distribution = 24 * 480 * 512 * 8
+    distribution = 12 * 480 * 512 * 8
     made = planned("smollm2-135m", "fp8")
     assert made.weights_bytes is not None
     assert made.checkpoint_bytes is not None
