@@ -1,7 +1,9 @@
 # The same targets for everybody: a person, CI and the README.
 #   make demo   set everything up and run the main job on a real small model (CPU, no hub)
 #   make test   lint, types, house rules and the whole test suite
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first Python that really runs and is 3.11 or 3.12: a shim without a version behind it is passed over.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS ?= test
@@ -14,7 +16,7 @@ help:
 	@sed -n '2,3p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), "quantlab needs Python 3.11 or 3.12; set PYTHON="'
+	@test -n "$(PYTHON)" || { echo "quantlab needs Python 3.11 or 3.12: install one, or set PYTHON=/path/to/python"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
