@@ -75,7 +75,7 @@ def test_prompts_digest_tells_shots_template_and_order_apart(tmp_path: Path) -> 
 def test_an_interrupted_run_continues_and_gives_the_same_bytes(tmp_path: Path, blocks: int) -> None:
     undisturbed = PlainSession(tiny_folder())
     measure(tmp_path / "whole", undisturbed)
-    assert undisturbed.calls > 6
+    assert undisturbed.calls >= 6
     with pytest.raises(KeyboardInterrupt):
         measure(tmp_path / "cut", PlainSession(tiny_folder(), break_after=blocks))
     assert not (tmp_path / "cut" / "items.parquet").exists()

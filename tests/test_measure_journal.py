@@ -94,7 +94,14 @@ def test_blocks_are_the_same_for_any_order_and_keep_contexts_together() -> None:
     homes = [{ask.context for ask in block} for block in blocks]
     assert sum(map(len, homes)) == len(set().union(*homes))
     assert len(blocks) > 3
-    assert all(sum(map(len, home)) + 8 * len(home) <= 128 for home in homes)
+    assert all(sum(map(len, home)) + 8 * len(home) <= 128 + len(home) for home in homes), "hardly any prefix is shared"
+
+
+def test_shared_shots_count_once_so_that_they_are_not_started_anew_in_every_block() -> None:
+    shots = tuple(range(1000, 1100))
+    requests = [ScoreRequest((*shots, n, n + 1, n + 2), (choice,)) for n in range(0, 90, 3) for choice in (1, 2)]
+    blocks = list(score_blocks(requests, 64))
+    assert [len({ask.context for ask in block}) for block in blocks] == [5, 5, 5, 5, 5, 5]
 
 
 def test_a_request_larger_than_the_budget_is_a_block_of_its_own() -> None:

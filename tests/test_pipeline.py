@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from quantlab import catalog, pipeline
+from quantlab.errors import Broken
 from quantlab.ledgers import Ledger
 from quantlab.records import Candidate, Event, Run
 
@@ -31,6 +32,10 @@ synthetic: true
 tasks:
   - {{task: ql_arithmetic, metric: acc, limit: 48}}
   - {{task: ql_agreement, metric: acc, limit: 48}}
+canary:
+  - the cat sat on the mat and the cat sat on the mat and
+  - one two three four five six one two three four five six
+  - a rose is red and a rose is sweet a rose is red and a rose is sweet
 fidelity: {{text: {ROOT / "evals" / "texts" / "heldout.txt"}, windows: 2, length: 64, burn_in: 8, top_k: 64}}
 """
 GRID = "summary: one cell\nisl: [8]\nosl: [4]\nbatch: [2]\nrepeats: 2\n"
@@ -117,6 +122,17 @@ def test_a_run_walks_all_stages_and_judges(first: tuple[Run, Ledger, Seen]) -> N
     assert ("few", "fidelity", "done") in stages
     assert ("few", "throughput", "done") in stages
     assert any("generated items" in note for note in run.notes)
+
+
+def test_a_baseline_that_is_no_language_model_ends_the_run_each_time(bench: Bench, tmp_path: Path) -> None:
+    text = bench.folder.joinpath("suite.yaml").read_text()
+    bench.folder.joinpath("lost.yaml").write_text(text[: text.index("canary:")] + text[text.index("fidelity:") :])
+    ask = dataclasses.replace(bench.ask(), suite=str(bench.folder / "lost.yaml"))
+    ledger = Ledger(tmp_path / "runs")
+    for _ in range(2):  # the second time the failed canary comes out of the ledger
+        with pytest.raises(Broken, match="no language model"):
+            pipeline.run(ask, ledger)
+    assert {entry.stage for entry in ledger.entries()} == {"calibrate", "verify", "canary"}
 
 
 def test_the_ledger_tells_nothing_of_this_machine(first: tuple[Run, Ledger, Seen], bench: Bench) -> None:

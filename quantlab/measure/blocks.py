@@ -17,8 +17,8 @@ from quantlab.engines import GenerateRequest, ScoreRequest
 from quantlab.records import digest
 
 PASSES = 2
-"""Forward passes' worth of tokens in a block of scores; a context shared by several continuations counts
-once."""
+"""Forward passes' worth of tokens in a block of scores. What a context shares with the one before it (the question,
+few-shot examples) counts once: a session that reuses prefixes would otherwise start them anew in every block."""
 CACHED = 8
 """Token budgets' worth of prompt and answer generated together: with 8192 tokens 7.5 GB of Llama 3.2 3B's cache."""
 SEQUENCES = 64
@@ -47,16 +47,28 @@ def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[li
     ordered = sorted(set(asks), key=lambda ask: (-len(ask.context), ask.context, ask.continuation))
     block: list[ScoreRequest] = []
     tokens = 0
+    before: tuple[int, ...] = ()
     for context, group in groupby(ordered, key=attrgetter("context")):
         same = list(group)
-        cost = len(context) + sum(len(ask.continuation) for ask in same)
+        fresh = len(context) + sum(len(ask.continuation) for ask in same)
+        cost = fresh - _shared(before, context)
         if block and tokens + cost > PASSES * token_budget:
             yield block
-            block, tokens = [], 0
+            block, tokens, cost = [], 0, fresh
         block += same
         tokens += cost
+        before = context
     if block:
         yield block
+
+
+def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Length of the common prefix; by halving, because comparing slices is fast and a loop over tokens is not."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 def generate_blocks(asks: Sequence[GenerateRequest], token_budget: int) -> Iterator[list[GenerateRequest]]:

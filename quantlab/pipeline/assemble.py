@@ -10,7 +10,7 @@ from typing import Any
 from quantlab import judge
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
-from quantlab.pipeline.stage import now
+from quantlab.pipeline.entry import now
 from quantlab.records import (
     SCHEMA,
     Accuracy,

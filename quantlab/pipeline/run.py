@@ -9,7 +9,7 @@ from typing import Any
 
 from quantlab import child, fetch
 from quantlab import host as machine
-from quantlab.errors import KINDS, QuantlabError
+from quantlab.errors import KINDS, Broken, QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, Resolved, resolve
 from quantlab.pipeline.assemble import Walk, assemble
@@ -62,8 +62,8 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
     for found, recipe in resolved.recipes:
         walk = walker.walk(found, recipe, plans[found.name])
         walks.append(walk)
-        if len(walks) == 1 and walk.failure is not None:
-            raise _as_error(walk, "The baseline is what everything is compared with, so the run ends here.")
+        if walk is walks[0]:
+            _require_baseline(walk)
     result = assemble(resolved, walks, here, ledger)
     ledger.save_run(result)
     return result
@@ -110,6 +110,18 @@ def _plans(resolved: Resolved, weights: Weights | None, here: Host, ledger: Ledg
         )
         for found, recipe in resolved.recipes
     )
+
+
+def _require_baseline(walk: Walk) -> None:
+    """Raise what keeps the baseline from being one: everything else is compared with it."""
+    why = "The baseline is what everything is compared with, so the run ends here."
+    if walk.failure is not None:
+        raise _as_error(walk, why)
+    bad = [check.finding for check in walk.verification.checks if not check.passed] if walk.verification else []
+    if walk.canary is not None and not walk.canary.passed:
+        bad.append(f"it is no language model: {walk.canary.reason}")
+    if bad:
+        raise Broken(" ".join(bad), place=f"baseline {walk.name}", cure=f"Check the model's files. {why}")
 
 
 def _as_error(walk: Walk, why: str) -> QuantlabError:

@@ -6,9 +6,7 @@ the first one's entry. A killed parent loses its lock at once, and its children 
 
 from __future__ import annotations
 
-import datetime as dt
 import shutil
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import msgspec
 from quantlab import child
 from quantlab.errors import Interrupted, QuantlabError
 from quantlab.ledgers import Ledger
+from quantlab.pipeline.entry import Clock, without_paths
 from quantlab.records import (
     SCHEMA,
     Accuracy,
@@ -119,13 +118,13 @@ class Stages:
         results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
         for stage in (stage for stage, result in results.items() if result is not None):
             self.watcher.stage(recipe, stage, cached=True)
-        if all(result is not None for result in results.values()):
+        if _collapsed(results) or all(result is not None for result in results.values()):
             return results
         last = identities[list(identities)[-1]]
         with self.ledger.hold(last, on_wait=lambda: self._waiting(recipe, "measuring")):
             results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
             missing = [stage for stage, result in results.items() if result is None]
-            if missing:
+            if missing and not _collapsed(results):
                 results |= self._measure_missing(identities, missing, recipe, job, self.ledger.scratch(last))
         return results
 
@@ -139,7 +138,7 @@ class Stages:
     ) -> dict[str, Any]:
         spec = make(missing, folder)
         results: dict[str, Any] = {}
-        clock = _Clock()
+        clock = Clock()
 
         def keep(event: Event) -> None:
             if event.kind != "result" or event.result is None:
@@ -181,7 +180,7 @@ class Stages:
                 other: T = found
                 return other
             self.watcher.stage(recipe, stage, cached=False)
-            clock = _Clock()
+            clock = Clock()
             folder = self.ledger.scratch(identity)
             try:
                 result = work(folder)
@@ -211,7 +210,7 @@ class Stages:
     def _waiting(self, recipe: str, stage: str) -> None:
         self.watcher.say(f"{recipe}: another run is at {stage}; waiting for its result.")
 
-    def _fail(self, stage: str, identity: str, recipe: str, spec: Any, clock: _Clock, error: QuantlabError) -> None:
+    def _fail(self, stage: str, identity: str, recipe: str, spec: Any, clock: Clock, error: QuantlabError) -> None:
         if isinstance(error, Interrupted):
             return
         failure = Failure(
@@ -229,7 +228,7 @@ class Stages:
         identity: str,
         recipe: str,
         spec: Any,
-        clock: _Clock,
+        clock: Clock,
         *,
         result: Any = None,
         failure: Failure | None = None,
@@ -254,35 +253,10 @@ class Stages:
         )
 
 
-class _Clock:
-    """Wall time since the last entry, and when that was."""
-
-    def __init__(self) -> None:
-        self.started = now()
-        self._since = time.monotonic()
-
-    def lap(self) -> float:
-        here = time.monotonic()
-        seconds, self._since = here - self._since, here
-        self.started = now()
-        return round(seconds, 3)
-
-
-def now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-
-
-def without_paths(spec: Any) -> Any:
-    """The spec without places of this machine: they change no number and are nobody else's business."""
-    if isinstance(spec, dict):
-        return {key: without_paths(value) for key, value in spec.items() if not _is_place(value)}
-    if isinstance(spec, list | tuple):
-        return [without_paths(value) for value in spec]
-    return spec
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+def _collapsed(results: dict[str, Any]) -> bool:
+    """A canary that failed, now or in an earlier run: nothing is measured on what is no language model."""
+    canary = results.get("canary")
+    return canary is not None and not canary.passed
 
 
 def _placed(record: Any, files: dict[str, str]) -> Any:
