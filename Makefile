@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/quantlab run fp8 int4_awq --model smollm2-135m
 
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -223,10 +224,16 @@ def _flip(a: dict[str, list[Any]], b: dict[str, list[Any]], place: int, way: str
         "id": str(a["id"][place]),
         "direction": way,
         "prompt": str(a["prompt"][place]),
-        "right": str(a["right"][place]),
-        "baseline": str(a["answer"][place]),
-        "candidate": str(b["answer"][place]),
+        "right": _words(a, "right", place),
+        "baseline": _words(a, "answer", place),
+        "candidate": _words(b, "answer", place),
     }
+
+
+def _words(columns: dict[str, list[Any]], column: str, place: int) -> str:
+    """An answer as a reader knows it: the text of the choice, not its number."""
+    value, choices = str(columns[column][place]), json.loads(columns["choices"][place] or "[]")
+    return str(choices[int(value)]).strip() if value.isdigit() and int(value) < len(choices) else value
 
 
 def _round_robin(rows: Sequence[list[dict[str, str]]], most: int) -> list[dict[str, str]]:
