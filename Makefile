@@ -40,7 +40,8 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/by_hand.py
+	$(BIN)/python benchmarks/threads.py
+	$(BIN)/python benchmarks/by_hand.py --tasks ql_facts
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,8 @@
 By hand is what a user would write today: load the model, score it with lm-eval's `hf` model, quantize it with ModelOpt,
 score it again. quantlab does that and more (export, verification, canary, ledger, verdict); for the comparison its own
 extras (fidelity, throughput) are left out and both sides see the same items, precision, threads and calibration text.
-Both run as whole processes with empty caches of their own. Printed: wall seconds of each side and their ratio.
+Both compute in float32 (a CPU without bf16 instructions takes five times as long in bf16) and run as whole processes.
+Printed: wall seconds of each side and their ratio.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("calibrate", "verify", "canary", "accuracy")
+"""Without fidelity and throughput, which the other side does not measure."""
 
 
 def main() -> None:
@@ -48,7 +51,8 @@ def main() -> None:
             str(place / "runs"),
             "--json",
         ]
-        ours = timed([sys.executable, "-m", "quantlab", "eval", *asked])
+        stages = [word for stage in STAGES for word in ("--stage", stage)]
+        ours = timed([sys.executable, "-m", "quantlab", "run", *asked, *stages, "--dtype", "float32"])
     print(json.dumps({"recipe": words.recipe, "tasks": words.tasks, "by_hand_seconds": hand, "quantlab_seconds": ours,
                       "ratio": round(ours / hand, 3)}))  # fmt: skip
 
@@ -85,7 +89,7 @@ def by_hand(weights: Path, tasks: list[str], recipe: str, batch_size: int) -> No
     from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(weights)
     configs = task_configs(tasks)
 
