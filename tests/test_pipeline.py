@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from quantlab import catalog, pipeline
-from quantlab.errors import Broken
+from quantlab.errors import Broken, QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.records import Candidate, Event, Run
 
@@ -223,3 +223,19 @@ def test_a_recipe_that_cannot_work_is_a_record_and_the_run_goes_on(
 
 def test_the_built_in_recipes_are_found_by_name() -> None:
     assert [catalog.recipe(word).name for word in ("bf16", "fp8", "int4_awq")] == ["bf16", "fp8", "int4_awq"]
+
+
+def test_a_failure_while_measuring_keeps_what_was_finished_and_names_its_stage(bench: Bench, tmp_path: Path) -> None:
+    bench.folder.joinpath("none.jsonl").write_text("this is not JSON\n")
+    task = "  - {task: ql_arithmetic, metric: acc, limit: 8, data: {test: none.jsonl}}\n"
+    text = bench.folder.joinpath("suite.yaml").read_text()
+    broken = text[: text.index("tasks:")] + "tasks:\n" + task + text[text.index("canary:") :]
+    bench.folder.joinpath("broken.yaml").write_text(broken)
+    ask = dataclasses.replace(bench.ask(), suite=str(bench.folder / "broken.yaml"))
+    ledger = Ledger(tmp_path / "runs")
+    with pytest.raises(QuantlabError) as stopped:
+        pipeline.run(ask, ledger)
+    assert "Traceback" not in str(stopped.value)
+    written = {(entry.stage, entry.status) for entry in ledger.entries()}
+    assert {("canary", "done"), ("reference", "done"), ("accuracy", "failed")} <= written
+    assert ("throughput", "done") not in written

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -65,7 +66,7 @@ class Walker:
             self._verify(walk)
             if walk.verification is None or walk.verification.passed:
                 self._measure(walk)
-        except (Refused, QuantlabError) as error:
+        except QuantlabError as error:
             if error.exit_code in (7, 130):  # the ledger itself, or Ctrl-C: no record can be kept of that
                 raise
             walk.failure = Failure(kind=type(error).__name__, problem=error.problem, place=error.place, cure=error.cure)
@@ -122,7 +123,19 @@ class Walker:
         for note in artifact.notes:
             self._note(walk, note)
         walk.identities |= (known := self._identities(artifact, wanted))
-        results = self.stages.measure(known, walk.name, lambda missing, folder: self._job(artifact, missing, folder))
+        try:
+            results = self.stages.measure(
+                known, walk.name, lambda missing, folder: self._job(artifact, missing, folder)
+            )
+        except QuantlabError:
+            # What was finished before stays in the walk, and the stage that failed is named.
+            results = {stage: self.stages.found(stage, its) for stage, its in known.items()}
+            walk.at = next((stage for stage, result in results.items() if result is None), walk.at)
+            self._take(walk, results, known)
+            raise
+        self._take(walk, results, known)
+
+    def _take(self, walk: Walk, results: dict[str, Any], known: dict[str, str]) -> None:
         walk.canary = results.get("canary")
         walk.reference = results.get("reference")
         walk.fidelity = results.get("fidelity")
@@ -155,7 +168,8 @@ class Walker:
         why = self.engine.supports(absolute, self.host)
         if why is not None:
             raise Refused(why, place=f"engine {self.engine.name}")
-        into = Path(absolute.path).with_name(f"{Path(absolute.path).name}-{self.engine.name}")
+        # Into the ledger, never beside the user's own weights.
+        into = self.ledger.checkpoint_folder(f"{checkpoint.digest}-{self.engine.name}")
         return self.engine.build(absolute, into, self.resolved.ask.config, self.host)
 
     def _identities(self, artifact: Artifact, wanted: Sequence[str]) -> dict[str, str]:
