@@ -132,6 +132,36 @@ class Engine(Protocol):
         ...
 
 
+def require_fits(
+    prompt: tuple[int, ...], length: int, more: tuple[int, ...] = (), *, longest: int, vocabulary: int
+) -> None:
+    """What every session asks of a request before it computes: something to stand on, no cutting, known tokens.
+
+    Args:
+        prompt: token ids that come first.
+        length: tokens of the whole sequence.
+        more: further token ids that are given.
+        longest: most tokens that the session holds.
+        vocabulary: number of token ids it knows.
+
+    Raises:
+        BadInput: the request is empty, too long, or names a token that does not exist.
+    """
+    if not prompt:
+        raise BadInput("a request has an empty prompt.", cure="Give at least one token, e.g. the BOS token.")
+    if length > longest:
+        raise BadInput(
+            f"a request of {length} tokens is longer than {longest}; nothing is ever cut.",
+            cure="Raise max_length if the model allows it, or shorten the prompt.",
+        )
+    low, high = min(min(prompt), *more, 0), max(max(prompt), *more, 0)
+    if low < 0 or high >= vocabulary:
+        raise BadInput(
+            f"token {low if low < 0 else high} is outside the vocabulary of {vocabulary}.",
+            cure="Encode the text with the tokenizer of this checkpoint.",
+        )
+
+
 def check(name: str) -> str:
     """`name`, if an engine is called so; imports nothing.
 

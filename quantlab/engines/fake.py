@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantlab.engines import Ability, Completion, GenerateRequest, Score, ScoreRequest, Session
+from quantlab.engines import Ability, Completion, GenerateRequest, Score, ScoreRequest, Session, require_fits
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
@@ -137,18 +137,7 @@ class FakeSession:
         return any(word in text for word in stop)
 
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
-        if not prompt:
-            raise BadInput("a request has an empty prompt.", cure="Give at least one token, e.g. the BOS token.")
-        if length > self.max_length:
-            raise BadInput(
-                f"a request of {length} tokens is longer than {self.max_length}; nothing is ever cut.",
-                cure="Shorten the prompt.",
-            )
-        if not all(0 <= token < self.vocabulary for token in (*prompt, *more)):
-            raise BadInput(
-                f"a token is outside the vocabulary of {self.vocabulary}.",
-                cure="Encode the text with the tokenizer of this checkpoint.",
-            )
+        require_fits(prompt, length, more, longest=self.max_length, vocabulary=self.vocabulary)
 
 
 def _normal(token: int, seed: int, width: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest
+from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
 from quantlab.engines.torch import FP8_CAPABILITY
 from quantlab.engines.torch_generating import Generator
 from quantlab.engines.torch_scoring import Scorer
@@ -70,19 +70,7 @@ class TorchSession:
             torch.cuda.empty_cache()
 
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
-        if not prompt:
-            raise BadInput("a request has an empty prompt.", cure="Give at least one token, e.g. the BOS token.")
-        if length > self.max_length:
-            raise BadInput(
-                f"a request of {length} tokens is longer than {self.max_length}; nothing is ever cut.",
-                cure="Raise max_length if the model allows it, or shorten the prompt.",
-            )
-        low, high = min(min(prompt), *more, 0), max(max(prompt), *more, 0)
-        if low < 0 or high >= self._vocabulary:
-            raise BadInput(
-                f"token {low if low < 0 else high} is outside the vocabulary of {self._vocabulary}.",
-                cure="Encode the text with the tokenizer of this checkpoint.",
-            )
+        require_fits(prompt, length, more, longest=self.max_length, vocabulary=self._vocabulary)
 
     def _check_shortcut(self, place: torch.device) -> None:
         """Scoring runs the body and the head apart. A model that does more than that to its logits (soft caps, scales)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab import weights
-from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest
+from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
 from quantlab.engines.trtllm_arguments import Flow, generating_arguments, limits, scoring_arguments
 from quantlab.engines.trtllm_sdk import opened, sampling
 from quantlab.errors import BadInput, Broken
@@ -162,19 +162,7 @@ class TrtllmSession:
         return any(word in text for word in request.stop)
 
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
-        if not prompt:
-            raise BadInput("a request has an empty prompt.", cure="Give at least one token, e.g. the BOS token.")
-        if length > self.max_length:
-            raise BadInput(
-                f"a request of {length} tokens is longer than {self.max_length}; nothing is ever cut.",
-                cure="Raise max_length if the model allows it, or shorten the prompt.",
-            )
-        foreign = [token for token in (*prompt, *more) if not 0 <= token < self._vocabulary]
-        if foreign:
-            raise BadInput(
-                f"token {foreign[0]} is outside the vocabulary of {self._vocabulary}.",
-                cure="Encode the text with the tokenizer of this checkpoint.",
-            )
+        require_fits(prompt, length, more, longest=self.max_length, vocabulary=self._vocabulary)
 
 
 def longest_of(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from quantlab import host
-from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest
+from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
 from quantlab.errors import BadInput, Broken, Refused
 from quantlab.records import Artifact, EngineConfig
 
@@ -209,18 +209,7 @@ class VllmSession:
         return time.monotonic() - began
 
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
-        if not prompt:
-            raise BadInput("a request has an empty prompt.", cure="Give at least one token, e.g. the BOS token.")
-        if length > self.max_length:
-            raise BadInput(
-                f"a request of {length} tokens is longer than {self.max_length}; nothing is ever cut.",
-                cure="Raise max_length if the model allows it, or shorten the prompt.",
-            )
-        if not all(0 <= token < self._vocabulary for token in (*prompt, *more)):
-            raise BadInput(
-                f"a token is outside the vocabulary of {self._vocabulary}.",
-                cure="Encode the text with the tokenizer of this checkpoint.",
-            )
+        require_fits(prompt, length, more, longest=self.max_length, vocabulary=self._vocabulary)
 
 
 def _let_tied_heads_load() -> None:
