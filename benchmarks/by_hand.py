@@ -70,7 +70,8 @@ def materialize(place: Path) -> Path:
     from quantlab.records import FetchJob
     from quantlab.worker import Reporter
 
-    return Path(fetch.run(FetchJob(model=catalog.model("smollm2-135m"), into=str(place / "model")), Reporter()).path)
+    into = place / "models" / "smollm2-135m"  # fetch finds what it unpacked under its home
+    return Path(fetch.run(FetchJob(model=catalog.model("smollm2-135m"), into=str(into)), Reporter()).path)
 
 
 def write_suite(place: Path, tasks: list[str]) -> Path:
