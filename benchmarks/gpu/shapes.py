@@ -1,6 +1,6 @@
 """Random-weight checkpoints of the true Llama 3.2 shapes: throughput does not depend on the values of the weights.
 
-    python benchmarks/gpu/shapes.py 3b OUT      config.json, safetensors and a byte tokenizer in OUT
+    python benchmarks/gpu/shapes.py 3b OUT [--layers 4]      config.json, safetensors and a byte tokenizer in OUT
 
 The tokenizer knows 256 bytes of the 128,256 rows: prompts of a throughput grid are random token ids, so it only has
 to exist.
@@ -8,7 +8,7 @@ to exist.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from quantlab import catalog
@@ -72,4 +72,9 @@ def tokenizer(into: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(sys.argv[1], Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("word", help="a model of the catalog")
+    parser.add_argument("into", type=Path)
+    parser.add_argument("--layers", type=int, help="fewer than the model's own")
+    words = parser.parse_args()
+    make(words.word, words.into, layers=words.layers)

@@ -41,7 +41,7 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
         QuantlabError: of the stage that could not be measured; what was sent before it stands.
     """
     _quiet()
-    tokenizer = _tokenizer(spec.artifact)
+    tokenizer = tokenizer_of(spec.artifact)
     done: list[str] = []
     with engine(spec.engine).open(spec.artifact, spec.config) as session:
         bench = Bench(spec, session, tokenizer, reporter)
@@ -61,7 +61,7 @@ def _function(stage: str) -> Callable[[Bench], Measured]:
     return function
 
 
-def _tokenizer(artifact: Artifact) -> Any:
+def tokenizer_of(artifact: Artifact) -> Any:
     """The tokenizer beside the weights: an engine built elsewhere may keep none of its own."""
     from transformers import AutoTokenizer
 

@@ -9,12 +9,14 @@ for both ("tokens/s") hides which of the two a precision helps, so TTFT and TPOT
 and decode is held against the roofline: (weights + KV cache) read a step, over TPOT and the memory's
 bandwidth.
 
-What makes such numbers lie, and what is done: the first run pays for allocation and compilation (warm-up, not
-counted); one run is an anecdote (median of repeats, with the lowest and highest); an early end of sequence
-makes a fast run (lengths are checked, a wrong one makes the cell invalid); equal prompts hit a prefix cache
-(every sequence gets its own random tokens, and every repeat new ones). Emulated numerics are timed, because
-the run must work, but labelled; rounded weights in a 16-bit checkpoint are not timed at all: their speed is
-that of 16 bit.
+What makes such numbers lie, and what is done (steady.py): the first run pays for allocation and compilation (warm-up,
+not counted, and so is a first counted run that is slower than those after it); one run is an anecdote (median of
+repeats, lowest and highest, coefficient of variation); an early end of sequence makes a fast run (lengths are checked);
+a scheduler that serves a batch in two waves shows the speed of half the batch (all sequences must have been in flight
+at one moment); equal prompts hit a prefix cache (every sequence gets its own random tokens, and every repeat new ones);
+a fast kernel may be a wrong one (real prompts are continued amid a full batch, and must not fall apart). A cell that
+fails keeps its place, with the reason. Emulated numerics are timed, because the run must work, but labelled; rounded
+weights in a 16-bit checkpoint are not timed at all: their speed is that of 16 bit.
 """
 
 from __future__ import annotations
@@ -22,26 +24,19 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
 from quantlab.engines import GenerateRequest
 from quantlab.errors import BadInput, Refused
 from quantlab.measure import Bench, Measured
+from quantlab.measure.canary import STUCK, TOKENS, distinct_trigrams
 from quantlab.measure.memory import bytes_per_step, peak_bytes, reset_peak
-from quantlab.records import Cell, Number, Throughput
+from quantlab.measure.steady import Counted, Timed, counted, percentiles
+from quantlab.records import Cell, Grid, Number, Throughput
 
 PHRASES = ("out of memory", "allocate memory", "bad_alloc", "memory is too small")
 """How SDKs, and our own engine, say that there is not enough memory."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One static batch."""
-
-    ttft: float
-    total: float
 
 
 class _Failed(Exception):
@@ -61,9 +56,12 @@ def throughput(bench: Bench) -> Measured:
     shapes = list(product(grid.isl, grid.osl, grid.batch))
     reset_peak()
     cells = []
+    fallen: dict[int, str] = {}
     for place, (isl, osl, batch) in enumerate(shapes):
         bench.reporter.progress("throughput", place, len(shapes), f"{isl} in, {osl} out, batch {batch}")
-        cells.append(_cell(bench, isl, osl, batch, grid.warmup, grid.repeats))
+        if batch not in fallen:
+            fallen[batch] = _falls_apart(bench, batch)
+        cells.append(_cell(bench, isl, osl, batch, grid, fallen[batch]))
     bench.reporter.progress("throughput", len(shapes), len(shapes), "")
     record = Throughput(
         grid=bench.spec.grid_name,
@@ -76,22 +74,72 @@ def throughput(bench: Bench) -> Measured:
     return record, {}
 
 
-def _cell(bench: Bench, isl: int, osl: int, batch: int, warmup: int, repeats: int) -> Cell:
+def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str) -> Cell:
+    config = bench.spec.config
     try:
-        _require_possible(bench, isl, osl)
+        _require_possible(bench, isl, osl, fallen)
         draw = random.Random(f"{bench.spec.seed}/{isl}/{osl}/{batch}")
         vocabulary = _ordinary_tokens(bench.tokenizer)
-        runs = [_run(bench, draw, vocabulary, isl, osl, batch) for _ in range(warmup + repeats)][warmup:]
+        for _ in range(grid.warmup):
+            _run(bench, draw, vocabulary, isl, osl, batch)
+        found = counted(
+            lambda: _run(bench, draw, vocabulary, isl, osl, batch),
+            grid.repeats,
+            osl * batch,
+            config.tensor_parallel * config.pipeline_parallel,
+        )
+        _require_steady(found, grid)
     except _Failed as failed:
         return Cell(isl=isl, osl=osl, batch=batch, valid=False, reason=str(failed))
-    return _summary(bench, isl, osl, batch, runs)
+    return _summary(bench, isl, osl, batch, found)
 
 
-def _require_possible(bench: Bench, isl: int, osl: int) -> None:
+def _falls_apart(bench: Bench, batch: int) -> str:
+    """Real prompts, alone and amid a full batch: why no cell of this batch size is to be believed, or "".
+
+    What babbles alone (random weights, timed for their shape) can fall no further and is not judged.
+    """
+    if batch == 1 or bench.spec.suite is None or bench.spec.artifact.numerics == "simulated":
+        return ""
+    prompts = [tuple(bench.tokenizer.encode(prompt)) for prompt in bench.spec.suite.canary]
+    prompts = [prompt for prompt in prompts if len(prompt) + TOKENS <= bench.session.max_length]
+    alone = [_continue(bench, [prompt])[0] for prompt in prompts]
+    sound = [place for place, tokens in enumerate(alone) if distinct_trigrams(tokens) >= STUCK]
+    try:
+        crowd = _continue(bench, [prompts[place % len(prompts)] for place in range(batch)]) if sound else []
+    except _Failed:
+        return ""  # the cell itself will say so
+    odd = [
+        place
+        for place, tokens in enumerate(crowd)
+        if place % len(prompts) in sound
+        and (distinct_trigrams(tokens) < STUCK or tokens[:1] != alone[place % len(prompts)][:1])
+    ]
+    if len(odd) <= batch // 4:
+        return ""
+    return f"in a batch of {batch}, {len(odd)} sequences fall apart or begin otherwise than alone"
+
+
+def _continue(bench: Bench, prompts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    requests = [GenerateRequest(prompt=prompt, max_tokens=TOKENS) for prompt in prompts]
+    return [done.tokens for done in _generate(bench, requests)]
+
+
+def _require_possible(bench: Bench, isl: int, osl: int, fallen: str) -> None:
     if bench.spec.artifact.numerics == "simulated":
         raise _Failed("simulated: rounded weights in 16 bit run at the speed of 16 bit")
     if isl + osl > bench.session.max_length:
         raise _Failed(f"{isl} + {osl} tokens do not fit into {bench.session.max_length}")
+    if fallen:
+        raise _Failed(fallen)
+
+
+def _require_steady(found: Counted, grid: Grid) -> None:
+    if found.variation is not None and found.variation > grid.max_variation:
+        raise _Failed(
+            f"not steady: the runs vary by {found.variation:.0%} of their mean, the grid allows "
+            f"{grid.max_variation:.0%}. Something else works on this machine."
+        )
 
 
 def _ordinary_tokens(tokenizer: Any) -> list[int]:
@@ -99,32 +147,40 @@ def _ordinary_tokens(tokenizer: Any) -> list[int]:
     return [token for token in range(len(tokenizer)) if token not in special]
 
 
-def _run(bench: Bench, draw: random.Random, vocabulary: list[int], isl: int, osl: int, batch: int) -> _Run:
-    requests = [
-        GenerateRequest(prompt=tuple(draw.choices(vocabulary, k=isl)), max_tokens=osl, ignore_eos=True)
-        for _ in range(batch)
-    ]
-    try:
-        done = bench.session.generate(requests)
-    except (MemoryError, RuntimeError, Refused) as error:
-        # torch.OutOfMemoryError is a RuntimeError, as are its CPU allocator's and TensorRT's; our engine refuses.
-        if isinstance(error, MemoryError) or _tells_of_memory(str(error)):
-            raise _Failed(f"out of memory at batch {batch}") from error
-        raise
+def _run(bench: Bench, draw: random.Random, vocabulary: list[int], isl: int, osl: int, batch: int) -> Timed:
+    done = _generate(
+        bench,
+        [
+            GenerateRequest(prompt=tuple(draw.choices(vocabulary, k=isl)), max_tokens=osl, ignore_eos=True)
+            for _ in range(batch)
+        ],
+    )
     lengths = {len(one.tokens) for one in done}
     if len(done) != batch or lengths != {osl}:
         raise _Failed(f"asked for {batch} x {osl} tokens, got {len(done)} sequences of {sorted(lengths)}")
-    return _Run(max(one.first_token_seconds for one in done), max(one.seconds for one in done))
+    run = Timed(tuple(one.first_token_seconds for one in done), tuple(one.seconds for one in done))
+    if min(run.first) <= 0 or run.ttft > run.total or (osl > 1 and run.ttft == run.total):
+        raise _Failed("the engine's clock is wrong: the first token must come before the last")
+    if osl > 1 and run.in_flight < batch:
+        raise _Failed(f"only {run.in_flight} of {batch} sequences were in flight at once")
+    return run
+
+
+def _generate(bench: Bench, requests: list[GenerateRequest]) -> list[Any]:
+    try:
+        return list(bench.session.generate(requests))
+    except (MemoryError, RuntimeError, Refused) as error:
+        # torch.OutOfMemoryError is a RuntimeError, as are its CPU allocator's and TensorRT's; our engine refuses.
+        if isinstance(error, MemoryError) or _tells_of_memory(str(error)):
+            raise _Failed(f"out of memory at batch {len(requests)}") from error
+        raise
 
 
 def _tells_of_memory(text: str) -> bool:
     return any(phrase in text.lower() for phrase in PHRASES)
 
 
-def _summary(bench: Bench, isl: int, osl: int, batch: int, runs: list[_Run]) -> Cell:
-    if any(not 0 < run.ttft <= run.total or (osl > 1 and run.ttft == run.total) for run in runs):
-        reason = "the engine's clock is wrong: the first token must come before the last"
-        return Cell(isl=isl, osl=osl, batch=batch, valid=False, reason=reason)
+def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Cell:
     native = bench.spec.artifact.numerics == "native"
     provenance: Literal["measured", "emulated"] = "measured" if native else "emulated"
 
@@ -139,8 +195,13 @@ def _summary(bench: Bench, isl: int, osl: int, batch: int, runs: list[_Run]) -> 
             provenance=provenance,
         )
 
-    steps = osl - 1
+    runs, steps = found.runs, osl - 1
     tpot = [(run.total - run.ttft) / steps for run in runs] if steps else []
+    each = (
+        [(last - first) / steps for run in runs for first, last in zip(run.first, run.last, strict=True)]
+        if steps
+        else []
+    )
     moved = bytes_per_step(bench.spec, isl + osl / 2, batch) if native else None
     bandwidth = bench.spec.bandwidth
     return Cell(
@@ -155,4 +216,9 @@ def _summary(bench: Bench, isl: int, osl: int, batch: int, runs: list[_Run]) -> 
         bandwidth_share=number([moved / (one * bandwidth) for one in tpot], "share")
         if tpot and moved and bandwidth
         else None,
+        ttft_percentiles=percentiles([first for run in runs for first in run.first]),
+        tpot_percentiles=percentiles(each) if each else None,
+        variation=found.variation,
+        discarded=found.discarded,
+        power=found.power,
     )

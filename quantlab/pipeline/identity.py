@@ -18,7 +18,7 @@ PROTOCOL: dict[str, int] = {
     "reference": 1,
     "fidelity": 1,
     "accuracy": 1,
-    "throughput": 1,
+    "throughput": 2,
 }
 """Version of quantlab's own procedure, a stage."""
 

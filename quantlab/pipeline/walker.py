@@ -219,7 +219,8 @@ class Walker:
         if self.resolved.ask.config.device == "cpu" or not self.host.gpus:
             return None
         gpu = catalog.gpu(self.host.gpus[0].name)
-        return gpu.bandwidth if gpu else None
+        # Tensor parallel GPUs read their parts at the same time; those of a pipeline one after the other.
+        return gpu.bandwidth * self.resolved.ask.config.tensor_parallel if gpu else None
 
 
 def name_of(model: Model) -> str:

@@ -208,6 +208,8 @@ class Grid(Ask, frozen=True, kw_only=True):
     """Runs not counted, a cell."""
     repeats: int = 3
     """Counted runs, a cell."""
+    max_variation: float = 0.25
+    """Coefficient of variation of the counted runs above which a cell is invalid."""
 
 
 class Policy(Ask, frozen=True, kw_only=True):

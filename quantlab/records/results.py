@@ -236,6 +236,34 @@ class Accuracy(Result, frozen=True, kw_only=True):
     requests: int = 0
 
 
+class Power(Result, frozen=True, kw_only=True):
+    """What the GPUs of an artifact drew while a cell was timed, from the driver's own counters (NVML)."""
+
+    joules_per_token: Number | None = None
+    """Energy of the counted runs over the tokens that came out; None where it is not valid."""
+    watts: float = 0.0
+    """Mean draw over the counted runs, all GPUs of the artifact."""
+    clock_mhz: float | None = None
+    """Median clock of the multiprocessors."""
+    clock_low_mhz: float | None = None
+    """Lowest clock that was seen."""
+    throttled: tuple[str, ...] = ()
+    """Why the driver held the clock down at some moment: "power cap", "heat", "hardware slowdown"."""
+    seconds: float = 0.0
+    """How long was measured."""
+    valid: bool = True
+    """False: too short for the counter, or somebody else worked on the same GPU."""
+    reason: str = ""
+
+
+class Percentiles(Result, frozen=True, kw_only=True):
+    """Seconds over all sequences of all counted runs."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
 class Cell(Result, frozen=True, kw_only=True):
     """One throughput cell. A cell that fails a check keeps its place, with the reason."""
 
@@ -255,6 +283,14 @@ class Cell(Result, frozen=True, kw_only=True):
     """Output tokens over the whole time, prefill included."""
     bandwidth_share: Number | None = None
     """Bytes that a decode step must read over what the memory could deliver; None where the bandwidth is unknown."""
+    ttft_percentiles: Percentiles | None = None
+    tpot_percentiles: Percentiles | None = None
+    variation: float | None = None
+    """Coefficient of variation of the counted runs' total time: standard deviation over mean."""
+    discarded: int = 0
+    """Runs taken for warm-up beyond the grid's own, because they were slower than those that followed."""
+    power: Power | None = None
+    """None where the driver keeps no counters."""
 
 
 class Throughput(Result, frozen=True, kw_only=True):

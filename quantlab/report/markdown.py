@@ -150,7 +150,18 @@ def _fidelity(run: Run) -> str:
 
 
 def _speed(run: Run) -> str:
-    header = ["recipe", "in", "out", "batch", "tokens/s", "first token", "per token", "bandwidth, %", "remark"]
+    header = [
+        "recipe",
+        "in",
+        "out",
+        "batch",
+        "tokens/s",
+        "first token",
+        "per token",
+        "bandwidth, %",
+        "mJ a token",
+        "remark",
+    ]
     body = [
         [
             text(row.name) + row.mark,
@@ -159,6 +170,9 @@ def _speed(run: Run) -> str:
             figures.seconds(cell.ttft_seconds.value if cell.ttft_seconds else None),
             figures.seconds(cell.tpot_seconds.value if cell.tpot_seconds else None),
             figures.percent(cell.bandwidth_share.value if cell.bandwidth_share else None, 0),
+            figures.three(1000 * cell.power.joules_per_token.value)
+            if cell.power and cell.power.joules_per_token
+            else figures.NOTHING,
             text(cell.reason) if not cell.valid else row.how,
         ]
         for row in rows.rows(run)
