@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from quantlab.engines import Completion, GenerateRequest
+from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest
 from quantlab.measure.steady import Timed, counted, percentiles
 from quantlab.records import Grid
 from tests.measure_bench import PlainSession, tiny_folder
@@ -103,6 +104,11 @@ def test_a_cell_that_varies_too_much_is_invalid_and_the_grid_says_how_much_is_to
 class Crowded(PlainSession):
     """Right alone; amid others it repeats one token, as a kernel with a wrong batch stride does."""
 
+    nats = 2.0
+
+    def logprobs(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        return [Score(np.full(len(one.continuation), -self.nats, dtype=np.float32), True) for one in requests]
+
     def generate(self, requests: list[GenerateRequest]) -> list[Completion]:  # type: ignore[override]
         self._begin(requests)
         alone = len(requests) == 1
@@ -122,6 +128,12 @@ def test_text_that_falls_apart_under_load_makes_the_batch_invalid(tmp_path: Path
     assert one.valid
     assert not two.valid
     assert "in a batch of 2, 2 sequences fall apart" in two.reason
+
+
+def test_what_is_no_language_model_is_not_judged_under_load(tmp_path: Path) -> None:
+    session = Crowded(tiny_folder())
+    session.nats = 6.2
+    assert measure(tmp_path, session, canary=("The capital of France is",)).cells[1].valid
 
 
 def test_prompts_that_do_not_fit_are_not_continued(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from quantlab.records import Cell, Throughput
 
 
 def main(folders: list[Path]) -> None:
-    print("| machine | recipe | batch | decode tokens/s [min, max] | x bf16 | TTFT ms | TPOT ms | bandwidth share |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| machine | recipe | batch | decode tokens/s [min, max] | x bf16 | TTFT ms | TPOT ms | bandwidth share | varies | J a token | W | held down |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for folder in folders:
         ledger = Ledger(folder)
         runs = {entry.recipe: ledger.result(entry) for entry in ledger.entries("throughput") if entry.status == "done"}
@@ -28,14 +28,24 @@ def rows(machine: str, recipe: str, run: Throughput, base: dict[int, Cell]) -> N
         speed, first, each = cell.decode_tokens_per_second, cell.ttft_seconds, cell.tpot_seconds
         against = base[cell.batch].decode_tokens_per_second
         if speed is None or against is None or first is None or each is None:
-            print(f"| {machine} | {recipe} | {cell.batch} | invalid: {cell.reason} | | | | |")
+            print(f"| {machine} | {recipe} | {cell.batch} | invalid: {cell.reason} | | | | | | | | |")
             continue
         share = f"{cell.bandwidth_share.value:.2f}" if cell.bandwidth_share else ""
         spread = f"[{speed.low or 0:,.0f}, {speed.high or 0:,.0f}]"
         print(
             f"| {machine} | {recipe} | {cell.batch} | {speed.value:,.0f} {spread} "
-            f"| {speed.value / against.value:.2f} | {first.value * 1e3:.1f} | {each.value * 1e3:.2f} | {share} |"
+            f"| {speed.value / against.value:.2f} | {first.value * 1e3:.1f} | {each.value * 1e3:.2f} | {share} | {drawn(cell)} |"
         )
+
+
+def drawn(cell: Cell) -> str:
+    """Variation, energy, power and throttling; empty where an older quantlab did not measure them."""
+    varies = "" if cell.variation is None else f"{cell.variation:.1%}"
+    if cell.power is None:
+        return f"{varies} | | |"
+    joules = cell.power.joules_per_token
+    energy = f"{joules.value:.4f}" if joules else cell.power.reason
+    return f"{varies} | {energy} | {cell.power.watts:.0f} | {', '.join(cell.power.throttled)}"
 
 
 if __name__ == "__main__":

@@ -21,16 +21,17 @@ weights in a 16-bit checkpoint are not timed at all: their speed is that of 16 b
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
 from itertools import product
 from typing import Any, Literal
 
-from quantlab.engines import GenerateRequest
+from quantlab.engines import GenerateRequest, ScoreRequest
 from quantlab.errors import BadInput, Refused
 from quantlab.measure import Bench, Measured
-from quantlab.measure.canary import STUCK, TOKENS, distinct_trigrams
+from quantlab.measure.canary import LOST, STUCK, TOKENS, distinct_trigrams
 from quantlab.measure.memory import bytes_per_step, peak_bytes, reset_peak
 from quantlab.measure.steady import Counted, Timed, counted, percentiles
 from quantlab.records import Cell, Grid, Number, Throughput
@@ -97,27 +98,33 @@ def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str)
 def _falls_apart(bench: Bench, batch: int) -> str:
     """Real prompts, alone and amid a full batch: why no cell of this batch size is to be believed, or "".
 
-    What babbles alone (random weights, timed for their shape) can fall no further and is not judged.
+    What is no language model alone (random weights, timed for their shape) can fall no further and is not judged. A
+    first token may differ between batch sizes where two words are nearly as likely, so more than half must go wrong.
     """
     if batch == 1 or bench.spec.suite is None or bench.spec.artifact.numerics == "simulated":
         return ""
     prompts = [tuple(bench.tokenizer.encode(prompt)) for prompt in bench.spec.suite.canary]
-    prompts = [prompt for prompt in prompts if len(prompt) + TOKENS <= bench.session.max_length]
-    alone = [_continue(bench, [prompt])[0] for prompt in prompts]
-    sound = [place for place, tokens in enumerate(alone) if distinct_trigrams(tokens) >= STUCK]
+    prompts = [prompt for prompt in prompts if len(prompt) > 1 and len(prompt) + TOKENS <= bench.session.max_length]
     try:
-        crowd = _continue(bench, [prompts[place % len(prompts)] for place in range(batch)]) if sound else []
+        alone = {prompt: _continue(bench, [prompt])[0] for prompt in prompts if _knows(bench, prompt)}
+        sound = [prompt for prompt, tokens in alone.items() if distinct_trigrams(tokens) >= STUCK]
+        crowd = [sound[place % len(sound)] for place in range(batch)] if sound else []
+        amid = _continue(bench, crowd) if crowd else []
     except _Failed:
-        return ""  # the cell itself will say so
-    odd = [
-        place
-        for place, tokens in enumerate(crowd)
-        if place % len(prompts) in sound
-        and (distinct_trigrams(tokens) < STUCK or tokens[:1] != alone[place % len(prompts)][:1])
-    ]
-    if len(odd) <= batch // 4:
+        return ""  # out of memory: the cell itself will say so
+    odd = sum(
+        distinct_trigrams(tokens) < STUCK or tokens[:1] != alone[prompt][:1]
+        for prompt, tokens in zip(crowd, amid, strict=True)
+    )
+    if odd <= batch / 2:
         return ""
-    return f"in a batch of {batch}, {len(odd)} sequences fall apart or begin otherwise than alone"
+    return f"in a batch of {batch}, {odd} sequences fall apart or begin otherwise than alone"
+
+
+def _knows(bench: Bench, prompt: tuple[int, ...]) -> bool:
+    """The prompt is text to this model: see canary.py for the limit."""
+    score = bench.session.logprobs([ScoreRequest(context=prompt[:1], continuation=prompt[1:])])[0]
+    return -float(score.logprobs.mean()) < LOST * math.log(len(bench.tokenizer))
 
 
 def _continue(bench: Bench, prompts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """Every record that crosses a wall of the house: frozen, strict, one docstring a field.
 
     ask       what a person writes down: Model, Recipe, CalibrationSet, Suite, Grid, Policy
-    results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy, Throughput
+    results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy
+    speed     and the cells of a throughput grid
     jobs      what crosses a process wall: Job and its specs, Event, Failure
     verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
     entries   what the ledger keeps: Entry, Host
@@ -41,19 +42,16 @@ from quantlab.records.results import (
     Calibrated,
     Canary,
     CanaryPrompt,
-    Cell,
     Check,
     Checkpoint,
     Converted,
     Fidelity,
-    Percentiles,
-    Power,
     Reference,
     TaskScore,
-    Throughput,
     Verification,
     Weights,
 )
+from quantlab.records.speed import Cell, Percentiles, Power, Throughput
 from quantlab.records.verdicts import Candidate, Comparison, Run, TaskComparison, Verdict
 
 __all__ = [

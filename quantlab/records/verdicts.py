@@ -10,7 +10,8 @@ from quantlab.records.ask import Grid, Model, Policy, Recipe, Suite
 from quantlab.records.entries import Host
 from quantlab.records.jobs import Failure
 from quantlab.records.numbers import Number
-from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity, Throughput, Verification
+from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity, Verification
+from quantlab.records.speed import Throughput
 
 
 class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

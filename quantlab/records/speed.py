@@ -1,0 +1,78 @@
+"""How fast, and at what draw: the cells of a throughput grid."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from quantlab.records.numbers import Number
+from quantlab.records.results import Result
+
+
+class Power(Result, frozen=True, kw_only=True):
+    """What the GPUs of an artifact drew while a cell was timed, from the driver's own counters (NVML)."""
+
+    joules_per_token: Number | None = None
+    """Energy of the counted runs over the tokens that came out; None where it is not valid."""
+    watts: float = 0.0
+    """Mean draw over the counted runs, all GPUs of the artifact."""
+    clock_mhz: float | None = None
+    """Median clock of the multiprocessors."""
+    clock_low_mhz: float | None = None
+    """Lowest clock that was seen."""
+    throttled: tuple[str, ...] = ()
+    """Why the driver held the clock down at some moment: "power cap", "heat", "hardware slowdown"."""
+    seconds: float = 0.0
+    """How long was measured."""
+    valid: bool = True
+    """False: too short for the counter, or somebody else worked on the same GPU."""
+    reason: str = ""
+
+
+class Percentiles(Result, frozen=True, kw_only=True):
+    """Seconds over all sequences of all counted runs."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class Cell(Result, frozen=True, kw_only=True):
+    """One throughput cell. A cell that fails a check keeps its place, with the reason."""
+
+    isl: int
+    osl: int
+    batch: int
+    valid: bool = True
+    reason: str = ""
+    ttft_seconds: Number | None = None
+    """Time to the first token: the prefill of the whole batch."""
+    tpot_seconds: Number | None = None
+    """Time per output token after the first, of one sequence."""
+    prefill_tokens_per_second: Number | None = None
+    decode_tokens_per_second: Number | None = None
+    """All sequences together."""
+    tokens_per_second: Number | None = None
+    """Output tokens over the whole time, prefill included."""
+    bandwidth_share: Number | None = None
+    """Bytes that a decode step must read over what the memory could deliver; None where the bandwidth is unknown."""
+    ttft_percentiles: Percentiles | None = None
+    tpot_percentiles: Percentiles | None = None
+    variation: float | None = None
+    """Coefficient of variation of the counted runs' total time: standard deviation over mean."""
+    discarded: int = 0
+    """Runs taken for warm-up beyond the grid's own, because they were slower than those that followed."""
+    power: Power | None = None
+    """None where the driver keeps no counters."""
+
+
+class Throughput(Result, frozen=True, kw_only=True):
+    """A grid on one artifact."""
+
+    grid: str
+    cells: tuple[Cell, ...]
+    numerics: Literal["native", "emulated", "simulated"]
+    device: str
+    """"cpu: AMD EPYC, 2 threads", "NVIDIA H100 80GB HBM3"."""
+    peak_bytes: int = 0
+    """Peak resident memory of the child; GPU memory where the device is one."""
+    seconds: float = 0.0
