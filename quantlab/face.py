@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantlab import pipeline
 from quantlab.ledgers import Ledger
-from quantlab.records import Candidate, Run
+from quantlab.records import Candidate, Grid, Recipe, Run
+
+if TYPE_CHECKING:
+    from quantlab.preflight import GpuPlan
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,55 @@ def plan(
 ) -> pipeline.Planned:
     """What `run` would do, from configuration and file headers alone."""
     return pipeline.plan_run(pipeline.Ask(model=model, recipes=tuple(recipes), **words), Ledger(root))
+
+
+def plan_gpu(
+    model: str,
+    recipes: Sequence[str] = ("fp8", "int4_awq"),
+    *,
+    gpu: str,
+    tp: int = 1,
+    grid: str | None = None,
+    context: int | str | None = None,
+    batch: int | str = 1,
+) -> list[GpuPlan]:
+    """Can these precisions be served on that GPU? `plan_gpu("90b", ["fp8"], gpu="h200", tp=2, context=8192)`.
+
+    Args:
+        model: catalog word, hub id or directory.
+        recipes: recipe words.
+        gpu: word of the catalog, driver name or a YAML file.
+        tp: GPUs that share each layer.
+        grid: grid whose cells must fit; without it `context`, 8,192 tokens by default.
+        context: tokens of a sequence ("8k").
+        batch: sequences at once, or a range ("1..64").
+
+    Raises:
+        BadInput: an unknown word, with "did you mean".
+    """
+    from quantlab import amounts, catalog
+    from quantlab.preflight import preflight
+
+    sheet, resolved = catalog.target(gpu), catalog.model(model)
+    cells = catalog.grid(grid).record if grid else None
+    assert cells is None or isinstance(cells, Grid)
+    length = amounts.tokens(context, "--context") if context is not None else None
+    found = []
+    for word in recipes:
+        recipe = catalog.recipe(word)
+        assert isinstance(recipe.record, Recipe)
+        path = Path(resolved.location) if resolved.source == "path" and resolved.shape is None else None
+        found.append(
+            preflight(
+                resolved,
+                recipe.name,
+                recipe.record,
+                sheet,
+                tp,
+                grid=cells,
+                context=length,
+                batches=amounts.batches(batch),
+                path=path,
+            )
+        )
+    return found

@@ -31,7 +31,7 @@ from quantlab.catalog.files import (
     resolve,
     words,
 )
-from quantlab.catalog.gpus import Datasheet, gpu, gpus
+from quantlab.catalog.gpus import Datasheet, gpu, gpus, target
 from quantlab.catalog.models import model, models
 from quantlab.catalog.strict import nearest, show
 from quantlab.errors import BadInput
@@ -64,6 +64,7 @@ __all__ = [
     "show",
     "suite",
     "suite_digest",
+    "target",
     "text",
     "words",
 ]
@@ -128,11 +129,11 @@ def text(kind: str, word: str) -> str:
     """
     if kind in KINDS:
         return find(kind, word).path.read_text("utf-8")
-    record = model(word) if kind == "model" else gpu(word) if kind == "gpu" else None
-    if record is None:
-        known = [each.word for each in gpus()] if kind == "gpu" else [*KINDS, "model", "gpu"]
-        cure = f"{nearest(word if kind == 'gpu' else kind, known)} Known: {', '.join(known)}.".strip()
+    if kind not in ("model", "gpu"):
+        known = [*KINDS, "model", "gpu"]
+        cure = f"{nearest(kind, known)} Known: {', '.join(known)}.".strip()
         raise BadInput(f"nothing is called {kind} {word!r}.", cure=cure)
+    record = model(word) if kind == "model" else target(word)
     import yaml
 
     return str(yaml.safe_dump(msgspec.to_builtins(record), sort_keys=False, allow_unicode=True, width=110))

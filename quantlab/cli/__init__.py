@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("quantlab.cli.run:calibrate", "Only quantize, export and verify."),
     "eval": ("quantlab.cli.run:evaluate", "Only canary, fidelity and accuracy."),
     "bench": ("quantlab.cli.run:bench", "Only throughput."),
+    "plan": ("quantlab.cli.plan:plan", "Will it fit and who serves it, here or on a GPU of the catalog."),
+    "recommend": ("quantlab.cli.recommend:recommend", "Which precision to ship on a GPU, how fast, how sure."),
     "ls": ("quantlab.cli.look:ls", "List models, recipes, suites, grids, policies, sets or runs."),
     "show": ("quantlab.cli.look:show", "Print one of them as it is."),
     "cp": ("quantlab.cli.look:cp", "Copy one of them here to change it."),

@@ -6,8 +6,9 @@ import shutil
 
 import click
 
-KINDS = ("models", "recipes", "sets", "suites", "grids", "policies")
-ONE = ("model", "recipe", "set", "suite", "grid", "policy")
+KINDS = ("models", "recipes", "sets", "suites", "grids", "policies", "gpus")
+ONE = ("model", "recipe", "set", "suite", "grid", "policy", "gpu")
+COPIED = ("recipe", "set", "suite", "grid", "policy")
 
 
 @click.command()
@@ -15,26 +16,33 @@ ONE = ("model", "recipe", "set", "suite", "grid", "policy")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--ledger", help="Run folder, for `ls runs`.")
 def ls(kind: str | None, as_json: bool, ledger: str | None) -> None:
-    """List what there is: models, recipes, calibration sets, suites, grids, policies, or past runs."""
+    """List what there is: models, recipes, calibration sets, suites, grids, policies, GPUs, or past runs."""
     if kind == "runs":
         _runs(ledger, as_json)
         return
-    from quantlab import catalog
-
     kinds = [kind] if kind else list(KINDS)
     if as_json:
         import json
 
-        found = {each: {item.name: item.record.summary for item in catalog.names(each)} for each in kinds}
+        found = {each: dict(_rows(each)) for each in kinds}
         click.echo(json.dumps(found, indent=1))
         return
     for each in kinds:
         if len(kinds) > 1:
             click.secho(each, bold=True)
-        rows = [(item.name, item.record.summary) for item in catalog.names(each)]
+        rows = _rows(each)
         formatter = click.HelpFormatter(width=max(60, shutil.get_terminal_size((100, 40)).columns))
         formatter.write_dl(rows)
         click.echo(formatter.getvalue())
+
+
+def _rows(kind: str) -> list[tuple[str, str]]:
+    """Word and summary of everything of a kind."""
+    from quantlab import catalog
+
+    if kind == "gpus":
+        return [(each.word, each.summary) for each in catalog.gpus()]
+    return [(item.name, item.record.summary) for item in catalog.names(kind)]
 
 
 def _runs(ledger: str | None, as_json: bool) -> None:
@@ -57,14 +65,14 @@ def _runs(ledger: str | None, as_json: bool) -> None:
 @click.argument("kind", type=click.Choice(ONE))
 @click.argument("word")
 def show(kind: str, word: str) -> None:
-    """Print a recipe, suite, grid, policy, set or model as it is, and where it lies."""
+    """Print a recipe, suite, grid, policy, set, model or GPU as it is."""
     from quantlab import catalog
 
     click.echo(catalog.text(kind, word), nl=False)
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(ONE[1:]))
+@click.argument("kind", type=click.Choice(COPIED))
 @click.argument("word")
 @click.argument("to", default=".")
 def cp(kind: str, word: str, to: str) -> None:

@@ -56,6 +56,10 @@ class TrtllmEngine:
     def supports(self, checkpoint: Checkpoint, host: Host) -> str | None:
         return _no_sdk() or _no_model(checkpoint) or _no_gpu(checkpoint, host.gpus)
 
+    def serves(self, checkpoint: Checkpoint, host: Host) -> str | None:
+        """`supports` without the question whether it is installed here: for planning another machine."""
+        return _no_model(checkpoint) or _no_gpu(checkpoint, host.gpus)
+
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["native", "emulated", "simulated"]:
         """What it cannot compute natively it does not compute at all: see `supports`."""
         return "simulated" if checkpoint.simulated else "native"

@@ -60,6 +60,10 @@ class VllmEngine:
     def supports(self, checkpoint: Checkpoint, host: Host) -> str | None:
         return _package(installed()) or _model(checkpoint) or _device(checkpoint, host, cpu=on_cpu())
 
+    def serves(self, checkpoint: Checkpoint, host: Host) -> str | None:
+        """`supports` without the question what is installed here: for planning a machine with a GPU."""
+        return _model(checkpoint) or _device(checkpoint, host, cpu=False)
+
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["native", "simulated"]:
         return "simulated" if checkpoint.simulated else "native"
 

@@ -1,0 +1,147 @@
+"""Memory of serving a model on a GPU, from dimensions alone. Pure arithmetic, so that every figure can be checked by hand.
+
+    weights      quantized layers are cut over the `tp` GPUs, so are embedding and output head (by vocabulary);
+                 what is left (vision encoder, norms) is counted whole on each
+    KV cache     2 (key, value) x layers x kv_heads/tp x head_dim x bytes, a token of a sequence. A GPU holds whole heads:
+                 with more GPUs than key/value heads they are copied, and more GPUs save nothing
+    images       Mllama's cross-attention layers keep keys and values of the image, 6,404 positions, for each sequence
+    activations  of the tokens of one step, at most 8,192 (longer prompts are prefilled in pieces): the widest layer's
+                 inputs and outputs in 16 bit; and one row of 32-bit logits a sequence
+    reserve      CUDA context, kernels, graphs and communication buffers: 2 GB; where the memory is the host's too, 8 GB
+
+A "fits" is therefore an estimate with the reserve as its slack; a "does not fit" by weights alone is certain.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from quantlab.records import Shape
+from quantlab.sizes import OWN_GROUP, Sizes
+
+STEP_TOKENS = 8192
+"""Most tokens of one step; the engines' own budget (EngineConfig.token_budget)."""
+RESERVE_BYTES, UNIFIED_RESERVE_BYTES = 2_000_000_000, 8_000_000_000
+"""Not for the model: on a GPU of its own, and where an operating system lives in the same memory."""
+IMAGE_POSITIONS = 6404
+"""Positions of one image in Llama 3.2 Vision: 4 tiles x 1,601."""
+BITS = {"bf16": 16.0, "fp8": 8.0}
+"""Bits of a quantized weight; INT4 adds its scales, see `weight_bits`."""
+
+
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that one of `tp` GPUs holds, apart from what grows with batch and context."""
+
+    weights: int
+    sequence_token: int
+    """KV cache of one token of one sequence."""
+    sequence_fixed: int
+    """KV cache of the image of one sequence."""
+    token_activation: int
+    """Activations of one token of a step."""
+    sequence_logits: int
+    reserve: int
+    capacity: int
+    """Memory of the GPU as advertised."""
+    lines: tuple[str, ...]
+    """The arithmetic in words."""
+
+    @property
+    def free(self) -> int:
+        """What is left for cache and activations; negative where not even the weights fit."""
+        return self.capacity - self.reserve - self.weights
+
+    def sequence(self, context: int) -> int:
+        """KV cache of one sequence of `context` tokens."""
+        return self.sequence_token * context + self.sequence_fixed
+
+    def activations(self, tokens: int, batch: int) -> int:
+        """Of one step over `tokens` prompt tokens in all, and `batch` sequences."""
+        return min(max(tokens, batch), STEP_TOKENS) * self.token_activation + batch * self.sequence_logits
+
+    def needed(self, context: int, prompt: int, batch: int) -> int:
+        """All bytes for `batch` sequences of `context` tokens, of which `prompt` were given."""
+        return self.reserve + self.weights + batch * self.sequence(context) + self.activations(prompt * batch, batch)
+
+    def largest_batch(self, context: int, prompt: int) -> int:
+        """Most sequences of `context` tokens that fit; 0 where none does."""
+        low, high = 0, max(self.free, 0) // max(self.sequence(context), 1) + 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.needed(context, prompt, middle) <= self.capacity:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def weight_bits(form: str, group: int | None) -> float:
+    """Bits that a quantized weight takes in the checkpoint: INT4 adds one 32-bit scale a group."""
+    return BITS.get(form, 4 + 32 / (group or OWN_GROUP))
+
+
+def checkpoint_bytes(form: str, group: int | None, sizes: Sizes) -> int:
+    """The export: quantized layers in `form`, everything else in 16 bit."""
+    linear = sum(each.outputs * each.inputs for each in sizes.layers)
+    return int(linear * weight_bits(form, group) / 8) + 2 * (sizes.total - linear)
+
+
+def kv_bytes(shape: Shape, width: int, tp: int = 1) -> int:
+    """KV cache of one token on one of `tp` GPUs: whole heads, so at least one."""
+    return 2 * shape.layers * -(-shape.kv_heads // tp) * shape.head_dim * width
+
+
+def footprint(
+    form: str, group: int | None, kv_cache: str, sizes: Sizes, shape: Shape, capacity: int, tp: int, *, unified: bool
+) -> Footprint:
+    """What one GPU of `tp` holds.
+
+    Args:
+        form: bf16, fp8, int4_awq, int4.
+        group: weights that share a scale.
+        kv_cache: "none" (16 bit) or "fp8".
+        sizes: the layers that are quantized and the number of all weights.
+        shape: dimensions.
+        capacity: memory of the GPU in bytes.
+        tp: GPUs that share each layer.
+        unified: the memory is the host's too.
+    """
+    linear = sum(each.outputs * each.inputs for each in sizes.layers)
+    vocabulary = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    if not linear:  # nothing is quantized, and the layers are cut all the same
+        linear = max(sizes.total - vocabulary, 0) if not shape.cross_layers else _layer_weights(shape)
+    rest = max(sizes.total - linear - vocabulary, 0)
+    bits = weight_bits(form, group)
+    weights = int(linear * bits / 8) // tp + 2 * vocabulary // tp + 2 * rest
+    width = 1 if kv_cache == "fp8" else 2
+    token = kv_bytes(shape, width, tp)
+    image = 2 * shape.cross_layers * -(-shape.kv_heads // tp) * shape.head_dim * width * IMAGE_POSITIONS
+    reserve = UNIFIED_RESERVE_BYTES if unified else RESERVE_BYTES
+    lines = (
+        f"Weights on each GPU: {linear:,} x {bits:g} bits / {tp} + {vocabulary:,} of embedding and head x 16 bits / {tp} + "
+        f"{rest:,} others x 16 bits = {gb(weights)}.",
+        f"KV cache: 2 x {shape.layers} layers x {-(-shape.kv_heads // tp)} heads x {shape.head_dim} x {width} bytes = "
+        f"{token:,} bytes a token" + (f", and {gb(image)} for the image of a sequence." if image else "."),
+        f"Reserve: {gb(reserve)} for the CUDA context, graphs and buffers{', and the system' if unified else ''}.",
+    )
+    return Footprint(
+        weights=weights,
+        sequence_token=token,
+        sequence_fixed=image,
+        token_activation=2 * (4 * shape.hidden + 2 * shape.intermediate // tp),
+        sequence_logits=4 * shape.vocabulary,
+        reserve=reserve,
+        capacity=capacity,
+        lines=lines,
+    )
+
+
+def _layer_weights(shape: Shape) -> int:
+    """Weights of all decoder layers' linear layers."""
+    attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    return (shape.layers + shape.cross_layers) * (attention + 3 * shape.hidden * shape.intermediate)
+
+
+def gb(size: float) -> str:
+    """Bytes for people, in powers of ten: 1.81 GB."""
+    return f"{size / 1e9:,.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:,.1f} MB"
