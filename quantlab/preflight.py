@@ -1,12 +1,12 @@
 """Will this precision serve this model on that GPU? Answered in milliseconds, without weights and without the GPU.
 
-`plans` asks whether a run works on this machine; this asks about a GPU of the catalog: does the format exist there, does
-the model fit with its cache at the asked context and batch, are the layers divisible among the GPUs, who can serve it, and
-what does making it cost. The arithmetic is part of the answer.
+`plans` asks whether a run works on this machine; this asks about a GPU of the catalog: does the format exist there,
+does the model fit with its cache at the asked context and batch, are the layers divisible among the GPUs, who can
+serve it, and what does making it cost. The arithmetic is part of the answer.
 
 Time of calibrating is scaled from two measurements on one H100 (Llama 3.2 3B shapes, 8,192 tokens: FP8 1.5 s, INT4-AWQ
-77.5 s, benchmarks/results/gpu): linear in weights and tokens, and inverse in 16-bit operations. A guess within about three times
-either way; the first use of ModelOpt on a machine compiles for a minute more.
+77.5 s, benchmarks/results/gpu): linear in weights and tokens, and inverse in 16-bit operations. A guess within about
+three times either way; the first use of ModelOpt on a machine compiles for a minute more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ H100_SECONDS = {"fp8": 1.5, "int4_awq": 77.5}
 """Measured calibration of 2.82e9 weights with 8,192 tokens on an H100."""
 H100_WORK, H100_TFLOPS = 2_818_572_288 * 8192, 989.0
 CUT_INPUTS = ("o_proj", "down_proj")
-"""Layers that tensor parallelism cuts along their input, where the groups lie; the others are cut along their output."""
+"""Layers that tensor parallelism cuts along their input, where the groups lie; the others are cut along their
+output."""
 
 
 class CellFit(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,9 +151,7 @@ def explain(plan: GpuPlan) -> list[str]:
     return [*lines, *(f"Note: {each}" for each in plan.notes), *(f"Refused: {each}" for each in plan.refusals)]
 
 
-def _cells(
-    held: Footprint, grid: Grid | None, context: int | None, batches: tuple[int, ...]
-) -> tuple[CellFit, ...]:
+def _cells(held: Footprint, grid: Grid | None, context: int | None, batches: tuple[int, ...]) -> tuple[CellFit, ...]:
     if context is not None or grid is None:
         length = context or 8192
         asked = [(length, length, batch) for batch in batches]
@@ -201,7 +200,8 @@ def _too_long(shape: Shape, cells: tuple[CellFit, ...]) -> Iterator[str]:
 def _too_big(
     held: Footprint, cells: tuple[CellFit, ...], gpu: Datasheet, tp: int, more: Callable[[int], Footprint]
 ) -> Iterator[str]:
-    """Nothing fits; weights alone being too much is said as such. `more` gives the footprint with other GPUs a layer."""
+    """Nothing fits; weights alone being too much is said as such. `more` gives the footprint with other GPUs a
+    layer."""
     if any(cell.fits for cell in cells):
         return
     least = min(cells, key=lambda cell: cell.needed_bytes)
@@ -209,11 +209,13 @@ def _too_big(
     what = f"{gb(held.weights)} of weights" if held.free < 0 else f"{gb(least.needed_bytes)} for {cell}"
     cures = [] if held.free < 0 else ["a shorter context", *(["a smaller batch"] if least.batch > 1 else [])]
     cures += ["a smaller precision", f"a GPU of at least {gb(least.needed_bytes)}"]
-    enough = (count for count in (2, 4, 8, 16) if count > tp and more(count).largest_batch(least.context, least.context))
+    enough = (
+        count for count in (2, 4, 8, 16) if count > tp and more(count).largest_batch(least.context, least.context)
+    )
     cures += [f"--tp {count}" for count in [next(enough, 0)] if count and not gpu.unified]
     yield (
-        f"{what} {'do' if held.free < 0 else 'does'} not fit into {gb(held.capacity)} of {gpu.word}, {gb(held.reserve)} of "
-        f"which {'are' if held.free < 0 else 'is'} kept free. Take {', '.join(cures[:-1])} or {cures[-1]}."
+        f"{what} {'do' if held.free < 0 else 'does'} not fit into {gb(held.capacity)} of {gpu.word}, of which "
+        f"{gb(held.reserve)} are kept free. Take {', '.join(cures[:-1])} or {cures[-1]}."
     )
 
 
@@ -222,9 +224,9 @@ def _sums(held: Footprint, cells: tuple[CellFit, ...], gpu: Datasheet) -> Iterat
         cache = cell.batch * held.sequence(cell.context)
         rest = cell.needed_bytes - held.weights - held.reserve - cache
         yield (
-            f"Batch {cell.batch} x {cell.context:,} tokens: {gb(held.weights)} weights + {gb(cache)} cache + {gb(rest)} "
-            f"activations + {gb(held.reserve)} reserve = {gb(cell.needed_bytes)} of {gb(held.capacity)} on each {gpu.word}: "
-            f"{'fits' if cell.fits else 'does not fit'}."
+            f"Batch {cell.batch} x {cell.context:,} tokens: {gb(held.weights)} weights + {gb(cache)} cache + "
+            f"{gb(rest)} activations + {gb(held.reserve)} reserve = {gb(cell.needed_bytes)} of {gb(held.capacity)} on "
+            f"each {gpu.word}: {'fits' if cell.fits else 'does not fit'}."
         )
 
 
@@ -234,7 +236,7 @@ def _notes(model: Model, recipe: Recipe, gpu: Datasheet) -> Iterator[str]:
     if model.modality == "vision" and recipe.format == "int4_awq":
         yield "TensorRT-LLM's documentation does not list INT4-AWQ for Mllama, although its kernels exist."
     if gpu.capability >= (11, 0) and gpu.unified:
-        yield f"no engine of ours has run on {gpu.word}; its support of compute capability {gpu.compute_capability} is unproven."
+        yield f"no engine of ours has run on {gpu.word} (compute capability {gpu.compute_capability}): unproven."
     if gpu.notes:
         yield f"data sheet of {gpu.word}: {gpu.notes}"
 

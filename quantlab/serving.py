@@ -1,8 +1,10 @@
-"""Memory of serving a model on a GPU, from dimensions alone. Pure arithmetic, so that every figure can be checked by hand.
+"""Memory of serving a model on a GPU, from dimensions alone. Pure arithmetic, so that every figure can be checked by
+hand.
 
     weights      quantized layers are cut over the `tp` GPUs, so are embedding and output head (by vocabulary);
                  what is left (vision encoder, norms) is counted whole on each
-    KV cache     2 (key, value) x layers x kv_heads/tp x head_dim x bytes, a token of a sequence. A GPU holds whole heads:
+    KV cache     2 (key, value) x layers x kv_heads/tp x head_dim x bytes, a token of a sequence. A GPU holds whole
+    heads:
                  with more GPUs than key/value heads they are copied, and more GPUs save nothing
     images       Mllama's cross-attention layers keep keys and values of the image, 6,404 positions, for each sequence
     activations  of the tokens of one step, at most 8,192 (longer prompts are prefilled in pieces): the widest layer's
@@ -118,8 +120,8 @@ def footprint(
     image = 2 * shape.cross_layers * -(-shape.kv_heads // tp) * shape.head_dim * width * IMAGE_POSITIONS
     reserve = UNIFIED_RESERVE_BYTES if unified else RESERVE_BYTES
     lines = (
-        f"Weights on each GPU: {linear:,} x {bits:g} bits / {tp} + {vocabulary:,} of embedding and head x 16 bits / {tp} + "
-        f"{rest:,} others x 16 bits = {gb(weights)}.",
+        f"Weights on each GPU: {linear:,} x {bits:g} bits / {tp} + {vocabulary:,} of embedding and head x 16 bits / "
+        f"{tp} + {rest:,} others x 16 bits = {gb(weights)}.",
         f"KV cache: 2 x {shape.layers} layers x {-(-shape.kv_heads // tp)} heads x {shape.head_dim} x {width} bytes = "
         f"{token:,} bytes a token" + (f", and {gb(image)} for the image of a sequence." if image else "."),
         f"Reserve: {gb(reserve)} for the CUDA context, graphs and buffers{', and the system' if unified else ''}.",

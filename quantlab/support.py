@@ -1,9 +1,9 @@
 """Which formats a GPU computes, and which engines serve them there: asked of tables, not of an installed SDK.
 
-Hardware first: FP8 matrix units came with compute capability 8.9 (Ada), NVFP4 ones with 10.0 (Blackwell). INT4 weights need
-no units of their own, they are unpacked to 16 bit. Then software: TensorRT-LLM 1.2 has no AWQ kernels for 12.0 (RTX
-Blackwell) although INT4 would run there, and lists neither Jetson nor DGX Spark. Each engine's own tables are asked, so
-that the plan and the run say the same.
+Hardware first: FP8 matrix units came with compute capability 8.9 (Ada), NVFP4 ones with 10.0 (Blackwell). INT4
+weights need no units of their own, they are unpacked to 16 bit. Then software: TensorRT-LLM 1.2 has no AWQ kernels
+for 12.0 (RTX Blackwell) although INT4 would run there, and lists neither Jetson nor DGX Spark. Each engine's own
+tables are asked, so that the plan and the run say the same.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def hardware(form: str, gpu: Datasheet) -> str:
 
 def engines(architecture: str, form: str, kv_cache: str, gpu: Datasheet) -> tuple[Serves, ...]:
     """Every engine's answer for a checkpoint that does not exist yet, on a GPU that is not here."""
-    checkpoint = Checkpoint(
-        path="", digest="", recipe=form, format=form, architecture=architecture, kv_cache=kv_cache
-    )
+    checkpoint = Checkpoint(path="", digest="", recipe=form, format=form, architecture=architecture, kv_cache=kv_cache)
     return tuple(
         Serves(engine=name, line=LINES.get(name, ""), refusal=_refusal(name, checkpoint, gpu))
         for name in ENGINES

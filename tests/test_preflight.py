@@ -48,7 +48,13 @@ def test_90b_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "fp8", "int4"),
-    [("h200", True, True), ("h100", False, True), ("l40s", False, False), ("rtx4090", False, False), ("agx-orin", False, False)],
+    [
+        ("h200", True, True),
+        ("h100", False, True),
+        ("l40s", False, False),
+        ("rtx4090", False, False),
+        ("agx-orin", False, False),
+    ],
 )
 def test_90b_on_the_gpus_that_the_issue_names(gpu: str, fp8: bool, int4: bool) -> None:
     """FP8 weights are 91.62 GB and INT4 ones 51.51 GB: the answer follows from the memory and 8.7 < 8.9."""
@@ -72,7 +78,9 @@ def test_the_largest_batch_is_the_largest() -> None:
     assert held.needed(8192, 8192, most) <= held.capacity < held.needed(8192, 8192, most + 1)
     assert made.fits
     assert "Fits in part" in made.verdict
-    assert {cell.batch for cell in made.cells if cell.fits} == {b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if b <= most}
+    assert {cell.batch for cell in made.cells if cell.fits} == {
+        b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if b <= most
+    }
 
 
 def test_the_suggested_number_of_gpus_is_enough() -> None:
@@ -88,7 +96,9 @@ def test_groups_and_heads_are_divided_among_gpus() -> None:
     assert any("576 of model.layers.0.self_attn.o_proj is not 2 times groups of 64" in each for each in odd.refusals)
     assert any("Group size 32 would work" in each for each in odd.refusals)
     assert planned("int4_awq", "3b", "h100", 8, context=512).fits, "3072 / 8 = 384 = 3 x 128"
-    assert kv_bytes(catalog.model("3b").shape or pytest.fail(), 2, 16) == 2 * 28 * 1 * 128 * 2, "at least one head a GPU"
+    assert kv_bytes(catalog.model("3b").shape or pytest.fail(), 2, 16) == 2 * 28 * 1 * 128 * 2, (
+        "at least one head a GPU"
+    )
 
 
 def test_every_model_recipe_and_gpu_of_the_catalog_has_an_answer() -> None:
@@ -124,7 +134,9 @@ def test_weights_are_those_that_plans_counts() -> None:
 
 def test_who_serves_what() -> None:
     def answer(gpu: str, form: str) -> dict[str, str]:
-        return {each.engine: each.refusal for each in support.engines("LlamaForCausalLM", form, "none", catalog.target(gpu))}
+        return {
+            each.engine: each.refusal for each in support.engines("LlamaForCausalLM", form, "none", catalog.target(gpu))
+        }
 
     assert answer("h100", "fp8")["trtllm"] == answer("h100", "fp8")["vllm"] == ""
     assert "int4_awq" in answer("rtx5090", "int4_awq")["trtllm"], "AWQ has no kernels on sm120 in TensorRT-LLM"
@@ -141,7 +153,9 @@ def test_the_command_answers_in_text_and_json(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "Fits: fp8 of 90b on 2 x h200" in done.output
     assert "gated" in done.output
-    done = CliRunner().invoke(cli, ["plan", "fp8", "-m", "3b", "--gpu", "l4", "--context", "8k", "--batch", "1..4", "--json"])
+    done = CliRunner().invoke(
+        cli, ["plan", "fp8", "-m", "3b", "--gpu", "l4", "--context", "8k", "--batch", "1..4", "--json"]
+    )
     found = json.loads(done.output)
     assert [cell["batch"] for cell in found[0]["cells"]] == [1, 2, 4]
     assert msgspec.json.decode(done.output, type=list[GpuPlan])[0].gpu == "l4"

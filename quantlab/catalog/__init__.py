@@ -33,6 +33,7 @@ from quantlab.catalog.files import (
 )
 from quantlab.catalog.gpus import Datasheet, gpu, gpus, target
 from quantlab.catalog.models import model, models
+from quantlab.catalog.published import Published, published
 from quantlab.catalog.strict import nearest, show
 from quantlab.errors import BadInput
 from quantlab.records import CalibrationSet, digest
@@ -41,6 +42,7 @@ __all__ = [
     "KINDS",
     "Datasheet",
     "Found",
+    "Published",
     "base",
     "builtin",
     "calibration_set",
@@ -58,6 +60,7 @@ __all__ = [
     "nearest",
     "package_file",
     "policy",
+    "published",
     "recipe",
     "resolve",
     "set_digest",

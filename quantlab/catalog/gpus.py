@@ -131,11 +131,7 @@ def _sane(sheets: Datasheets) -> Iterator[Complaint]:
 def _faults(sheet: Datasheet, at: tuple[str | int, ...]) -> Iterator[Complaint]:
     """What no GPU could mean: a size of 0, an unknown format, a figure that is not finite."""
     sizes = {"memory_bytes": float(sheet.memory_bytes), "bandwidth": sheet.bandwidth}
-    sizes |= {
-        name: value
-        for name in ("power_watts", "price_per_hour")
-        if (value := getattr(sheet, name)) is not None
-    }
+    sizes |= {name: value for name in ("power_watts", "price_per_hour") if (value := getattr(sheet, name)) is not None}
     for name, value in sizes.items():
         if not (math.isfinite(value) and value > 0):
             yield (*at, name), f"{value} is not a size.", "Write a number above 0."

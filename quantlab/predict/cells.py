@@ -1,0 +1,119 @@
+"""What is known and what is asked: a cell of a throughput grid, the work in it, and an answer with an interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Tier = Literal["measured", "interpolated", "fit", "transfer", "roofline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Tokens in, tokens out, sequences at once."""
+
+    isl: int
+    osl: int
+    batch: int
+
+    @property
+    def context(self) -> float:
+        """Tokens in the cache, averaged over the steps."""
+        return self.isl + self.osl / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one GPU must do, and what its data sheet promises."""
+
+    weight_bytes: float
+    """Read by every decode step."""
+    cache_bytes: float
+    """KV cache of one token of one sequence."""
+    token_flops: float
+    """Operations for one token."""
+    bandwidth: float
+    """Bytes a second."""
+    flops: float | None
+    """Operations a second in the format that multiplies; None where the data sheet has none."""
+
+    @property
+    def weights_seconds(self) -> float:
+        return self.weight_bytes / self.bandwidth
+
+    def sequence_seconds(self, context: float) -> float:
+        """One token of one sequence at the data sheet's speed: multiplying, and reading its cache."""
+        return self.compute_seconds + context * self.cache_bytes / self.bandwidth
+
+    @property
+    def compute_seconds(self) -> float:
+        return self.token_flops / self.flops if self.flops else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measured or published cell. Seconds are those of the whole batch, from the call to the last token."""
+
+    point: Point
+    work: Work
+    engine: str
+    """Name without version: cells of one engine may be compared."""
+    format: str
+    group: str
+    """Model and GPU: "3b h100 x1"."""
+    seconds: float
+    low: float
+    """Fastest repeat; equal to `seconds` where there is one only."""
+    high: float
+    first_seconds: float | None = None
+    """Time to the first token."""
+    step_seconds: float | None = None
+    """Time per output token after the first."""
+    provenance: Literal["measured", "published"] = "measured"
+    source: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Every time that is given is a time."""
+        given = [self.seconds, self.low, self.high, self.first_seconds, self.step_seconds]
+        return all(math.isfinite(each) and each > 0 for each in given if each is not None)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Output tokens of all sequences over the whole time."""
+        return self.point.batch * self.point.osl / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The cell that is asked about."""
+
+    point: Point
+    work: Work
+    engine: str
+    format: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A speed with about 80 % between `low` and `high`; tokens a second of all sequences, prefill included."""
+
+    tokens_per_second: float
+    low: float
+    high: float
+    tier: Tier
+    provenance: Literal["measured", "published", "predicted"]
+    basis: str
+    """One sentence: from how many cells, which held-out error, which source."""
+    step_seconds: float | None = None
+    first_seconds: float | None = None
+    """Indicative wherever it is predicted."""
+    rankable: bool = True
+    """False: too unsure to rank a precision by."""
+
+    @property
+    def spread(self) -> float:
+        """Half the interval's width, in logarithms."""
+        return math.log(self.high / self.low) / 2

@@ -1,0 +1,146 @@
+"""The additive model fitted to cells, with the error it makes on cells it has not seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from quantlab.predict.cells import Cell, Point, Work
+
+LEAST_CELLS = 4
+"""Fewer cannot give an 80 % interval by order statistic."""
+LEAST_ERROR = 0.05
+"""Two leases of one H100 differed by 0.5 to 10 %: no interval is narrower."""
+COVERAGE = 0.8
+REACH = 2.0
+"""Batches and contexts up to this factor beyond the measured ones are answered."""
+PREFILL_EFFICIENCY = 0.4
+"""Taken where only whole times are known: with short prompts it matters by 1 to 2 %."""
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Seconds that no hardware explains, and inverse efficiencies."""
+
+    step: float
+    weights: float
+    sequence: float
+    first: float
+    prefill: float
+
+    def step_seconds(self, work: Work, point: Point) -> float:
+        """One decode step of the whole batch."""
+        sequence = point.batch * work.sequence_seconds(point.context)
+        return self.step + self.weights * work.weights_seconds + self.sequence * sequence
+
+    def first_seconds(self, work: Work, point: Point) -> float:
+        """Prefill of the whole batch."""
+        return self.first + self.prefill * point.batch * point.isl * work.compute_seconds
+
+    def seconds(self, work: Work, point: Point) -> float:
+        """From the call to the last token."""
+        return self.first_seconds(work, point) + max(point.osl - 1, 1) * self.step_seconds(work, point)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model and what it is worth."""
+
+    coefficients: Coefficients
+    cells: tuple[Cell, ...]
+    errors: tuple[float, ...]
+    """Held-out logarithms of predicted over observed time: one a cell, or one a group and cell when groups are left
+    out."""
+    half_width: float
+    """Half of the 80 % interval, in logarithms."""
+    by_group: bool
+    """The errors are of whole models or GPUs left out."""
+
+    def outside(self, point: Point) -> str:
+        """Why the model says nothing there; empty inside its range."""
+        batches = [cell.point.batch for cell in self.cells]
+        contexts = [cell.point.context for cell in self.cells]
+        for what, value, known in (("batch", point.batch, batches), ("a mean context of", point.context, contexts)):
+            low, high = min(known), max(known)
+            if not low / REACH <= value <= high * REACH:
+                return (
+                    f"{what} {value:g} is outside what was measured ({low:g} to {high:g}, and {REACH:g} times beyond); "
+                    "measure a cell near it."
+                )
+        return ""
+
+    @property
+    def said(self) -> str:
+        """The error in words."""
+        worst = max(abs(each) for each in self.errors)
+        what = "whole GPUs or models left out" if self.by_group else "cells left out one by one"
+        return f"{len(self.cells)} cells, held-out error up to {100 * math.expm1(worst):.0f} % ({what})"
+
+
+def fit(cells: Sequence[Cell], *, by_group: bool = False) -> Fit | str:
+    """Fit the model to cells of one engine and precision.
+
+    Args:
+        cells: sound ones; at least LEAST_CELLS with two batches.
+        by_group: leave whole groups out for the error, as for another GPU or model.
+
+    Returns:
+        The fit, or a sentence why there is none.
+    """
+    known = [cell for cell in cells if cell.sound]
+    if len(known) < LEAST_CELLS or len({cell.point.batch for cell in known}) < 2:
+        return f"{len(known)} cells are too few: {LEAST_CELLS} at two batches or more are needed."
+    groups = sorted({cell.group for cell in known})
+    by_group = by_group and len(groups) > 1
+    errors = []
+    for left in groups if by_group else range(len(known)):
+        out = [cell for index, cell in enumerate(known) if left in (cell.group, index)]
+        rest = [cell for cell in known if cell not in out]
+        if len(rest) >= 2:
+            found = _solve(rest)
+            errors += [math.log(found.seconds(cell.work, cell.point) / cell.seconds) for cell in out]
+    if len(errors) < LEAST_CELLS:
+        return f"{len(errors)} held-out errors are too few: {LEAST_CELLS} are needed."
+    return Fit(_solve(known), tuple(known), tuple(errors), max(half_width(errors), LEAST_ERROR), by_group)
+
+
+def half_width(errors: Sequence[float]) -> float:
+    """The order statistic below which the next error lies with probability COVERAGE (split conformal)."""
+    rank = math.ceil(COVERAGE * (len(errors) + 1))
+    ordered = sorted(abs(each) for each in errors)
+    return ordered[min(rank, len(ordered)) - 1]
+
+
+def _solve(cells: Sequence[Cell]) -> Coefficients:
+    """Non-negative least squares on relative errors: one row a known time, divided by that time."""
+    rows, firsts = [], [cell for cell in cells if cell.first_seconds is not None and cell.step_seconds is not None]
+    several = len({round(cell.work.weights_seconds, 9) for cell in cells}) > 1
+    split = len(firsts) == len(cells)
+    first, prefill = _prefill(firsts) if split else (0.0, 1 / PREFILL_EFFICIENCY)
+    for cell in cells:
+        work, point = cell.work, cell.point
+        steps = 1 if split else max(point.osl - 1, 1)
+        known = cell.step_seconds if split else cell.seconds - prefill * point.batch * point.isl * work.compute_seconds
+        time = max(known or 0.0, cell.seconds * 1e-3)
+        features = (
+            steps * (1.0 if several else 0.0),
+            steps * work.weights_seconds,
+            steps * point.batch * work.sequence_seconds(point.context),
+        )
+        rows.append([each / time for each in features])
+    found, _ = nnls(np.asarray(rows), np.ones(len(rows)))
+    step, weights, sequence = map(float, found)
+    return Coefficients(step, weights, sequence, first, prefill)
+
+
+def _prefill(cells: Sequence[Cell]) -> tuple[float, float]:
+    """Floor and inverse efficiency of the time to the first token."""
+    times = [cell.first_seconds or math.inf for cell in cells]
+    work = [cell.point.batch * cell.point.isl * cell.work.compute_seconds for cell in cells]
+    rows = np.asarray([[1 / time, each / time] for time, each in zip(times, work, strict=True)])
+    first, prefill = nnls(rows, np.ones(len(rows)))[0]
+    return float(first), float(prefill)
