@@ -12,6 +12,7 @@ from quantlab.ledgers import Ledger
 from quantlab.records import Candidate, Grid, Recipe, Run
 
 if TYPE_CHECKING:
+    from quantlab.decide import Recommendation
     from quantlab.preflight import GpuPlan
 
 
@@ -129,3 +130,56 @@ def plan_gpu(
             )
         )
     return found
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A recommendation as a notebook shows it; `record` is everything behind it."""
+
+    record: Recommendation
+
+    @property
+    def choice(self) -> str | None:
+        """The recipe to ship, or None."""
+        return self.record.choice
+
+    def __str__(self) -> str:
+        from quantlab.decide import explain
+
+        return "\n".join(explain(self.record))
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre style='white-space:pre-wrap'>{html.escape(str(self))}</pre>"
+
+
+def recommend(
+    model: str,
+    *,
+    gpu: str,
+    folders: Sequence[Path | str] = (),
+    published: Path | str | None = None,
+    **words: Any,
+) -> Recommended:
+    """Which precision to ship: `recommend("3b", gpu="rtx4090", tpot="20ms", context="8k", batch="1..64")`.
+
+    Args:
+        model: catalog word, hub id, directory, or a model of the published tables.
+        gpu: word of the catalog, driver name or a YAML file.
+        folders: ledgers, or folders that hold some; default $QUANTLAB_LEDGER or ./runs.
+        published: another file of published tables.
+        **words: as `quantlab recommend --help`: recipes, objective, max_drop, ttft, tpot, batch, tp, engine, isl, osl,
+            unproven, price.
+
+    Raises:
+        BadInput: an unknown word or an amount that is none.
+        LedgerProblem: a ledger that cannot be read.
+    """
+    from quantlab import catalog, decide
+    from quantlab.decide import asked, evidence
+
+    tables = catalog.published(Path(published) if published else None)
+    question = asked.resolve(model, gpu, tables, **words)
+    books = [book for folder in folders for book in evidence.ledgers_in(Path(folder))] or [Ledger(None)]
+    return Recommended(decide.recommend(question, evidence.gather(question.model, books, tables)))

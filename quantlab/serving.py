@@ -111,7 +111,7 @@ def footprint(
     linear = sum(each.outputs * each.inputs for each in sizes.layers)
     vocabulary = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
     if not linear:  # nothing is quantized, and the layers are cut all the same
-        linear = max(sizes.total - vocabulary, 0) if not shape.cross_layers else _layer_weights(shape)
+        linear = max(sizes.total - vocabulary, 0) if not shape.cross_layers else layer_weights(shape)
     rest = max(sizes.total - linear - vocabulary, 0)
     bits = weight_bits(form, group)
     weights = int(linear * bits / 8) // tp + 2 * vocabulary // tp + 2 * rest
@@ -138,10 +138,11 @@ def footprint(
     )
 
 
-def _layer_weights(shape: Shape) -> int:
-    """Weights of all decoder layers' linear layers."""
+def layer_weights(shape: Shape, *, text_only: bool = False) -> int:
+    """Weights of all decoder layers' linear layers; text alone runs through no cross-attention layer."""
     attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
-    return (shape.layers + shape.cross_layers) * (attention + 3 * shape.hidden * shape.intermediate)
+    layers = shape.layers + (0 if text_only else shape.cross_layers)
+    return layers * (attention + 3 * shape.hidden * shape.intermediate)
 
 
 def gb(size: float) -> str:

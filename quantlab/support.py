@@ -19,6 +19,9 @@ FIRST = {"bf16": (8, 0), "int4": (8, 0), "int4_awq": (8, 0), "fp8": (8, 9), "nvf
 LINES = {"trtllm": "1.2", "vllm": "0.24"}
 """Engine -> the line whose tables are asked."""
 
+ELSEWHERE = {"ortgenai-directml": ("bf16", "int4", "int4_awq")}
+"""Engines of published tables that are none of ours -> formats they compute."""
+
 
 class Serves(msgspec.Struct, frozen=True, kw_only=True):
     """One engine's answer."""

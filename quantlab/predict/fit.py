@@ -18,8 +18,9 @@ LEAST_ERROR = 0.05
 COVERAGE = 0.8
 REACH = 2.0
 """Batches and contexts up to this factor beyond the measured ones are answered."""
-PREFILL_EFFICIENCY = 0.4
-"""Taken where only whole times are known: with short prompts it matters by 1 to 2 %."""
+PREFILL_EFFICIENCY, PROMPT_SHARE = 0.4, 0.5
+"""Taken where only whole times are known and all prompts are shorter than this share of the answer: 1 to 2 % of
+time."""
 
 
 @dataclass(frozen=True)
@@ -116,31 +117,43 @@ def half_width(errors: Sequence[float]) -> float:
 
 
 def _solve(cells: Sequence[Cell]) -> Coefficients:
-    """Non-negative least squares on relative errors: one row a known time, divided by that time."""
-    rows, firsts = [], [cell for cell in cells if cell.first_seconds is not None and cell.step_seconds is not None]
+    """Non-negative least squares on relative errors: one row a known time, divided by that time.
+
+    Where time to the first token and time per token are known, each is fitted alone. Where only whole times are,
+    prefill is fitted with the rest if prompts are long enough to matter, and taken from the literature if not.
+    """
+    split = all(cell.first_seconds is not None and cell.step_seconds is not None for cell in cells)
     several = len({round(cell.work.weights_seconds, 9) for cell in cells}) > 1
-    split = len(firsts) == len(cells)
-    first, prefill = _prefill(firsts) if split else (0.0, 1 / PREFILL_EFFICIENCY)
+    if split:
+        first, prefill = _prefill(cells)
+        rows = [_row(cell, 1, several, cell.step_seconds or math.inf) for cell in cells]
+        step, weights, sequence = _least_squares(rows)
+        return Coefficients(step, weights, sequence, first, prefill)
+    free = any(cell.point.isl > PROMPT_SHARE * cell.point.osl for cell in cells)
+    rows = []
     for cell in cells:
-        work, point = cell.work, cell.point
-        steps = 1 if split else max(point.osl - 1, 1)
-        known = cell.step_seconds if split else cell.seconds - prefill * point.batch * point.isl * work.compute_seconds
-        time = max(known or 0.0, cell.seconds * 1e-3)
-        features = (
-            steps * (1.0 if several else 0.0),
-            steps * work.weights_seconds,
-            steps * point.batch * work.sequence_seconds(point.context),
-        )
-        rows.append([each / time for each in features])
-    found, _ = nnls(np.asarray(rows), np.ones(len(rows)))
-    step, weights, sequence = map(float, found)
-    return Coefficients(step, weights, sequence, first, prefill)
+        prompt = cell.point.batch * cell.point.isl * cell.work.compute_seconds
+        known = cell.seconds if free else max(cell.seconds - prompt / PREFILL_EFFICIENCY, cell.seconds * 1e-3)
+        rows.append([*_row(cell, max(cell.point.osl - 1, 1), several, known), *([prompt / known] if free else [])])
+    step, weights, sequence, *fitted = _least_squares(rows)
+    return Coefficients(step, weights, sequence, 0.0, fitted[0] if free else 1 / PREFILL_EFFICIENCY)
+
+
+def _row(cell: Cell, steps: int, several: bool, seconds: float) -> list[float]:
+    """Features of `steps` decode steps over their time. One model on one GPU cannot tell t0 from weights: t0 is 0."""
+    work, point = cell.work, cell.point
+    sequence = point.batch * work.sequence_seconds(point.context)
+    return [steps * each / seconds for each in (float(several), work.weights_seconds, sequence)]
+
+
+def _least_squares(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [float(each) for each in nnls(np.asarray(rows), np.ones(len(rows)))[0]]
 
 
 def _prefill(cells: Sequence[Cell]) -> tuple[float, float]:
     """Floor and inverse efficiency of the time to the first token."""
     times = [cell.first_seconds or math.inf for cell in cells]
     work = [cell.point.batch * cell.point.isl * cell.work.compute_seconds for cell in cells]
-    rows = np.asarray([[1 / time, each / time] for time, each in zip(times, work, strict=True)])
-    first, prefill = nnls(rows, np.ones(len(rows)))[0]
-    return float(first), float(prefill)
+    rows = [[1 / time, each / time] for time, each in zip(times, work, strict=True)]
+    first, prefill = _least_squares(rows)
+    return first, prefill

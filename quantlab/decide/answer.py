@@ -1,0 +1,108 @@
+"""The records of a recommendation: plain data, so that JSON, text and a notebook show the same."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of what is concluded."""
+
+
+class Speed(Answer, frozen=True, kw_only=True):
+    """One recipe at one batch."""
+
+    batch: int
+    tokens_per_second: float
+    """All sequences, prefill included."""
+    low: float
+    high: float
+    """About 80 %."""
+    tier: str
+    """measured, interpolated, fit, transfer, roofline."""
+    provenance: str
+    """measured, published, predicted."""
+    basis: str
+    step_seconds: float | None = None
+    """Per output token of one sequence."""
+    first_seconds: float | None = None
+    """To the first token; indicative where predicted, None where unknown."""
+    over: str = ""
+    """The limit it breaks, if any."""
+
+
+class Row(Answer, frozen=True, kw_only=True):
+    """One recipe."""
+
+    recipe: str
+    status: str
+    """chosen, runner-up, lost."""
+    why: str
+    """Why it stands where it stands."""
+    memory_bytes: int | None = None
+    """On each GPU at the asked context and the batch of `at`, cache included."""
+    weights_bytes: int | None = None
+    at: Speed | None = None
+    """At the batch that suits the objective best."""
+    speeds: tuple[Speed, ...] = ()
+    drop: float | None = None
+    """Points lost against the baseline; None where not shown."""
+    drop_low: float | None = None
+    drop_high: float | None = None
+    accuracy: str = ""
+    """Where the accuracy comes from, or that it was not shown."""
+    joules_per_million: float | None = None
+    """Energy of a million output tokens at the power limit: an upper bound."""
+    dollars_per_million: float | None = None
+    """Rent for a million output tokens."""
+
+
+class Pair(Answer, frozen=True, kw_only=True):
+    """Where one recipe overtakes another."""
+
+    ahead_below: str
+    ahead_above: str
+    batch: float | None
+    """None: they do not cross within the asked batches."""
+    low: float | None
+    high: float | None
+    share: float
+    """Draws that cross."""
+    sentence: str
+
+
+class AtBatch(Answer, frozen=True, kw_only=True):
+    """The winner at one batch."""
+
+    batch: int
+    recipe: str
+    ties: tuple[str, ...]
+    """Others within the error."""
+
+
+class Recommendation(Answer, frozen=True, kw_only=True):
+    """The answer, or why there is none."""
+
+    model: str
+    gpu: str
+    tp: int
+    engine: str
+    objective: str
+    workload: str
+    """Lengths that the speeds are for, and the context that the memory is for."""
+    choice: str | None
+    runner_up: str | None
+    sentence: str
+    """The answer in one or two sentences."""
+    by_batch: tuple[AtBatch, ...]
+    rows: tuple[Row, ...]
+    crossovers: tuple[Pair, ...]
+    stability: float | None
+    """Share of draws from the errors in which the choice is the same."""
+    relax: tuple[str, ...] = ()
+    """Without a choice: which limit to relax, and by how much."""
+    missing: tuple[str, ...] = ()
+    """What was not known."""
+    next_steps: tuple[str, ...] = ()
+    """What to measure to become surer."""
+    assumptions: tuple[str, ...] = ()

@@ -1,0 +1,108 @@
+"""The question: words resolved to records, wrong ones answered with right ones."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantlab import amounts, catalog
+from quantlab.catalog import Datasheet, Published
+from quantlab.errors import BadInput
+from quantlab.records import Model, Recipe
+
+OBJECTIVES = ("throughput", "latency", "memory", "energy", "cost")
+USUAL = ("bf16", "fp8", "int4_awq")
+"""Recipes that are always weighed; the first is the baseline."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The question with every word resolved."""
+
+    model: Model
+    gpu: Datasheet
+    recipes: tuple[tuple[str, Recipe], ...]
+    """Baseline first."""
+    objective: str
+    max_drop: float
+    """Accepted loss in points."""
+    ttft: float | None
+    """Limit of the time to the first token, seconds."""
+    tpot: float | None
+    """Limit of the time per output token, seconds."""
+    context: int
+    """Tokens of a sequence, for the memory."""
+    batches: tuple[int, ...]
+    tp: int
+    engine: str | None
+    """None: the engine about which most is known."""
+    lengths: tuple[int, int] | None
+    """Tokens in and out, for the speed; None: those that were measured."""
+    unproven: bool
+    """Recipes whose accuracy was not shown may be chosen."""
+    price: float | None
+    """Dollars an hour of one GPU."""
+
+    @property
+    def baseline(self) -> str:
+        return self.recipes[0][0]
+
+
+def resolve(
+    model: str,
+    gpu: str,
+    published: Published,
+    *,
+    recipes: Sequence[str] = (),
+    objective: str = "throughput",
+    max_drop: float = 1.0,
+    ttft: str | float | None = None,
+    tpot: str | float | None = None,
+    context: int | str = 8192,
+    batch: int | str = "1..64",
+    tp: int = 1,
+    engine: str | None = None,
+    isl: int | None = None,
+    osl: int | None = None,
+    unproven: bool = False,
+    price: float | None = None,
+) -> Asked:
+    """Look every word up.
+
+    Raises:
+        BadInput: an unknown word, an amount that is none, or a limit that nothing can mean.
+    """
+    if objective not in OBJECTIVES:
+        close = difflib.get_close_matches(objective, OBJECTIVES, n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        cure = f"{hint}Objectives: {', '.join(OBJECTIVES)}."
+        raise BadInput(f"no objective {objective!r}.", place="--objective", cure=cure)
+    if not (math.isfinite(max_drop) and 0 <= max_drop < 100):
+        raise BadInput(f"a loss of {max_drop:g} points is not between 0 and 100.", place="--max-drop")
+    if price is not None and not (math.isfinite(price) and price > 0):
+        raise BadInput(f"{price} dollars an hour is no price.", place="--price", cure="Write a number above 0.")
+    if (isl is None) != (osl is None):
+        raise BadInput("one of --isl and --osl is missing.", place="--isl, --osl", cure="Give both or none.")
+    return Asked(
+        model=published.model(model) or catalog.model(model),
+        gpu=catalog.target(gpu),
+        recipes=_recipes(recipes),
+        objective=objective,
+        max_drop=max_drop,
+        ttft=amounts.seconds(ttft, "--ttft") if ttft is not None else None,
+        tpot=amounts.seconds(tpot, "--tpot") if tpot is not None else None,
+        context=amounts.tokens(context, "--context"),
+        batches=amounts.batches(batch),
+        tp=tp,
+        engine=engine,
+        lengths=(amounts.tokens(isl, "--isl"), amounts.tokens(osl, "--osl")) if isl and osl else None,
+        unproven=unproven,
+        price=price,
+    )
+
+
+def _recipes(words: Sequence[str]) -> tuple[tuple[str, Recipe], ...]:
+    found = [catalog.recipe(word) for word in dict.fromkeys((USUAL[0], *(words or USUAL)))]
+    return tuple((each.name, each.record) for each in found if isinstance(each.record, Recipe))

@@ -1,0 +1,219 @@
+"""What is known: throughput cells of ledgers and published tables, and what each recipe lost in accuracy.
+
+A cell counts for every model of the same shape: the speed of a matrix product does not depend on the values in it, so
+the measured checkpoint is known by its size in 16 bit. Accuracy counts for the model itself only. What cannot be used
+(a CPU, an emulated format, an unknown GPU, a number that is not one) is counted and said, not dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantlab import catalog
+from quantlab.catalog import Datasheet, Published
+from quantlab.ledgers import Ledger
+from quantlab.predict import Cell, Point, Work
+from quantlab.records import Cell as Measured
+from quantlab.records import Entry, Model, Run, Shape, Throughput
+from quantlab.serving import kv_bytes, layer_weights, weight_bits
+
+SAME_SIZE = 1e-3
+"""Two checkpoints whose 16-bit sizes differ by less have the same shape; headers differ by kilobytes."""
+EIGHT_BIT = ("fp8", "w4a8_awq")
+"""Formats that multiply in FP8."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a recipe lost."""
+
+    drop: float
+    """Points; negative is a gain."""
+    low: float
+    high: float
+    """Ends of its interval; equal to `drop` where the source gives none."""
+    provenance: str
+    """measured or published."""
+    source: str
+    verdict: str = ""
+    """The run's own verdict where it was not about the margin: anomalous, infeasible."""
+
+
+@dataclass
+class Evidence:
+    """Everything that a recommendation may stand on."""
+
+    cells: list[Cell] = field(default_factory=list)
+    accuracy: dict[str, Shown] = field(default_factory=dict)
+    """Recipe -> what it lost on the asked model."""
+    unusable: Counter[str] = field(default_factory=Counter)
+    """Reason -> how many cells."""
+
+
+def gather(model: Model, ledgers: Iterable[Ledger], published: Published) -> Evidence:
+    """Read all ledgers and tables. Measured accuracy comes before published, newer before older.
+
+    Raises:
+        LedgerProblem: a damaged document, or one of a newer quantlab.
+    """
+    found = Evidence()
+    _published(found, model, published)
+    for ledger in ledgers:
+        for entry in ledger.entries("throughput"):
+            if entry.status == "done":
+                found.cells += _entry(entry, ledger.result(entry), published, found.unusable)
+        for run in ledger.runs():
+            if run.model.word == model.word or run.model.location == model.location:
+                _accuracy(found, run)
+    return found
+
+
+def ledgers_in(folder: Path) -> list[Ledger]:
+    """The ledger at `folder`, and those in the folders below it (results that somebody handed over)."""
+    inner = sorted(path.parent for path in folder.rglob("ledger.json")) if folder.is_dir() else []
+    return [Ledger(path) for path in inner] or [Ledger(folder)]
+
+
+def work(shape: Shape, form: str, gpu: Datasheet, tp: int, *, cache_width: int = 2, group: int | None = None) -> Work:
+    """What one of `tp` GPUs does for a token: its part of the layers and of the output head."""
+    linear, head = layer_weights(shape, text_only=True), shape.vocabulary * shape.hidden
+    tflops = gpu.tflops.get("fp8" if form in EIGHT_BIT else "bf16")
+    return Work(
+        (linear * weight_bits(form, group) / 8 + 2 * head) / tp,
+        kv_bytes(shape, cache_width, tp),
+        2.0 * (linear + head) / tp,
+        gpu.bandwidth,
+        tflops * 1e12 if tflops else None,
+    )
+
+
+def group_of(model: str, gpu: str, tp: int) -> str:
+    return f"{model} on {tp} x {gpu}"
+
+
+def _published(found: Evidence, model: Model, published: Published) -> None:
+    for table in published.tables:
+        gpu = catalog.target(table.gpu)
+        for cell in table.cells:
+            if not table.usable or cell.batch is None:
+                if cell.model == model.word:
+                    found.unusable[f"published table {table.name}: {table.notes}"] += 1
+                continue
+            tp, shape = cell.gpus or table.gpus, _shape(cell.model, published)
+            seconds = cell.batch * cell.osl / cell.tokens_per_second
+            found.cells.append(
+                Cell(
+                    Point(cell.isl, cell.osl, cell.batch),
+                    work(shape, cell.recipe, gpu, tp),
+                    table.engine,
+                    cell.recipe,
+                    group_of(cell.model, table.gpu, tp),
+                    seconds,
+                    seconds,
+                    seconds,
+                    provenance="published",
+                    source=f"{table.name} ({table.version})",
+                )
+            )
+        for each in table.accuracy:
+            if each.model == model.word:
+                bound = "at most " if each.at_most else ""
+                said = f"{each.task}, {bound}{each.drop:g} points, published: {table.source}"
+                found.accuracy[each.recipe] = Shown(each.drop, each.drop, each.drop, "published", said)
+
+
+def _shape(word: str, published: Published) -> Shape:
+    shape = (published.model(word) or catalog.model(word)).shape
+    assert shape is not None, "checked when the file was read"
+    return shape
+
+
+def _entry(entry: Entry, result: Throughput, published: Published, unusable: Counter[str]) -> Iterator[Cell]:
+    """The valid cells of one throughput entry."""
+    spec: dict[str, Any] = entry.spec
+    checkpoint, config = spec["artifact"]["checkpoint"], spec["config"]
+    gpu = catalog.gpu(entry.host.gpus[0].name) if entry.host.gpus and not result.device.startswith("cpu") else None
+    model = _known(entry.model, checkpoint, published)
+    why = _unusable(result, gpu, model)
+    if gpu is None or model is None or model.shape is None or why:
+        unusable[why or "the model's dimensions are not known"] += len(result.cells)
+        return
+    tp = config.get("tensor_parallel") or 1
+    width = 1 if checkpoint.get("kv_cache") == "fp8" else 2
+    group = checkpoint.get("group_size")
+    todo = work(model.shape, checkpoint["format"], gpu, tp, cache_width=width, group=group)
+    engine, source = spec["artifact"]["engine"], f"{spec['artifact']['engine_version']}, {entry.started[:10]}"
+    for cell in result.cells:
+        made = _cell(cell, todo, engine, entry.recipe, group_of(model.word, gpu.word, tp), source)
+        if made is None or not made.sound:
+            unusable[f"invalid: {cell.reason or 'a time that is no number'}"] += 1
+        else:
+            yield made
+
+
+def _unusable(result: Throughput, gpu: Datasheet | None, model: Model | None) -> str:
+    if result.numerics != "native":
+        return f"{result.numerics} numerics: its speed says nothing"
+    if gpu is None:
+        return f"measured on {result.device}, which is no GPU of the catalog"
+    return "" if model else "a model of unknown shape"
+
+
+def _cell(cell: Measured, todo: Work, engine: str, recipe: str, group: str, source: str) -> Cell | None:
+    speed, first, step = cell.tokens_per_second, cell.ttft_seconds, cell.tpot_seconds
+    if not cell.valid or speed is None or not speed.value > 0:
+        return None
+    tokens = cell.batch * cell.osl
+    return Cell(
+        Point(cell.isl, cell.osl, cell.batch),
+        todo,
+        engine,
+        recipe,
+        group,
+        tokens / speed.value,
+        tokens / (speed.high or speed.value),
+        tokens / (speed.low or speed.value),
+        first.value if first and first.value > 0 else None,
+        step.value if step and step.value > 0 else None,
+        "measured",
+        source,
+    )
+
+
+def _known(word: str, checkpoint: dict[str, Any], published: Published) -> Model | None:
+    """The model of the catalog or the tables that has this word, or this architecture and this size in 16 bit."""
+    models = [*catalog.models(), *filter(None, (published.model(each.word) for each in published.models))]
+    size = checkpoint.get("source_bytes") or 0
+    for each in models:
+        if each.word == word:
+            return each
+    for each in models:
+        expected = 2 * (each.parameters or 0)
+        if each.architecture == checkpoint["architecture"] and abs(size - expected) < SAME_SIZE * expected:
+            return each
+    return None
+
+
+def _accuracy(found: Evidence, run: Run) -> None:
+    """Newer runs come later and replace what is there; a run without a comparison replaces nothing."""
+    for each in run.candidates:
+        suite = each.comparison.suite if each.comparison else None
+        if each.verdict.status in ("anomalous", "infeasible"):
+            found.accuracy[each.recipe_name] = Shown(
+                0.0, 0.0, 0.0, "measured", run.suite_name, f"{each.verdict.status}: {each.verdict.reason}"
+            )
+        elif suite and suite.difference is not None:
+            gain = suite.difference
+            low, high = gain.low, gain.high
+            source = f"suite {run.suite_name}, {suite.n:,} items, {run.created[:10]}"
+            found.accuracy[each.recipe_name] = Shown(
+                -gain.value,
+                -(high if high is not None else gain.value),
+                -(low if low is not None else gain.value),
+                "measured",
+                source,
+            )

@@ -1,0 +1,60 @@
+"""A recommendation as text: the answer first, then a line a recipe, then how sure and what next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quantlab.decide.answer import Recommendation, Row, Speed
+from quantlab.decide.options import BASELINE
+from quantlab.serving import gb
+
+
+def explain(found: Recommendation) -> list[str]:
+    """Lines for a terminal of 120 columns."""
+    lines = [found.sentence, f"Speeds: {found.workload}.", ""]
+    for row in found.rows:
+        lines += _row(row)
+    lines += ["", *_by_batch(found), *(each.sentence for each in found.crossovers)]
+    if found.stability is not None:
+        lines.append(f"Drawn again from its errors, the choice is the same in {found.stability:.0%} of cases.")
+    for title, items in (
+        ("To relax", found.relax),
+        ("Missing", found.missing),
+        ("Next", found.next_steps),
+        ("Assumed", found.assumptions),
+    ):
+        lines += [f"{title}: {each}" for each in items]
+    return lines
+
+
+def _row(row: Row) -> Iterator[str]:
+    yield f"{row.recipe}: {row.status}: {row.why}"
+    if row.at is not None:
+        yield f"    {_speed(row.at)}"
+    figures = []
+    if row.memory_bytes and row.weights_bytes:
+        figures.append(f"{gb(row.memory_bytes)} of GPU memory, {gb(row.weights_bytes)} of it weights")
+    if row.drop is not None and row.accuracy != BASELINE.source:
+        interval = f" [{row.drop_low:.2f}, {row.drop_high:.2f}]" if row.drop_low != row.drop_high else ""
+        figures.append(f"loses {row.drop:.2f}{interval} points")
+    if row.joules_per_million:
+        figures.append(f"at most {row.joules_per_million / 3.6e6:.3g} kWh")
+    if row.dollars_per_million:
+        figures.append(f"${row.dollars_per_million:.3g} a million tokens")
+    if figures:
+        yield f"    {'; '.join(figures)}"
+
+
+def _speed(speed: Speed) -> str:
+    times = [f"{speed.step_seconds * 1e3:.3g} ms a token"] if speed.step_seconds else []
+    times += [f"first after {speed.first_seconds * 1e3:.3g} ms"] if speed.first_seconds else []
+    return (
+        f"{speed.tokens_per_second:,.0f} tokens/s [{speed.low:,.0f}, {speed.high:,.0f}] at batch {speed.batch}"
+        f"{', ' + ', '.join(times) if times else ''}; {speed.provenance} ({speed.tier}: {speed.basis})"
+    )
+
+
+def _by_batch(found: Recommendation) -> Iterator[str]:
+    for each in found.by_batch:
+        tie = f" (tied with {', '.join(each.ties)})" if each.ties else ""
+        yield f"Batch {each.batch}: {each.recipe}{tie}"

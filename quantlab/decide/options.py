@@ -1,0 +1,184 @@
+"""Every recipe held against hardware, memory, engine, accuracy and limits. An option that fails says at what, and by
+how much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from quantlab import support
+from quantlab.decide.asked import Asked
+from quantlab.decide.evidence import Evidence, Shown, group_of, work
+from quantlab.engines import ENGINES
+from quantlab.predict import Cell, Point, Prediction, Wanted, predict
+from quantlab.preflight import GpuPlan, preflight
+from quantlab.records import Recipe
+
+USUAL_ENGINE, USUAL_LENGTHS = "vllm", (1024, 256)
+"""Taken where nothing was measured anywhere: the roofline of a server engine, a chat-like request."""
+BASELINE = Shown(0.0, 0.0, 0.0, "measured", "the baseline itself")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One recipe and all that is known of it here."""
+
+    name: str
+    recipe: Recipe
+    plan: GpuPlan
+    speeds: dict[int, Prediction]
+    """Batch -> speed, for batches that fit."""
+    over: dict[int, str]
+    """Batch -> the limit it breaks."""
+    unknown: tuple[str, ...]
+    """Why no speed could be said, each reason once."""
+    accuracy: Shown | None
+    lost: str
+    """Why it cannot be chosen whatever its speed; empty: it can."""
+    unproven: bool = False
+    """Nothing but the missing proof of its accuracy stands against it."""
+
+    @property
+    def usable(self) -> dict[int, Prediction]:
+        """Batches within all limits."""
+        return {batch: speed for batch, speed in self.speeds.items() if batch not in self.over}
+
+    def memory(self, context: int, batch: int) -> int:
+        """Bytes on each GPU."""
+        assert self.plan.footprint is not None
+        return self.plan.footprint.needed(context, context, batch)
+
+
+@dataclass
+class Setting:
+    """For which engine and lengths the speeds are."""
+
+    engine: str
+    lengths: tuple[int, int]
+    why: str
+    missing: list[str] = field(default_factory=list)
+
+
+def setting(asked: Asked, evidence: Evidence) -> Setting:
+    """The engine about which most is known for this model and GPU, and the lengths measured with it."""
+    here = group_of(asked.model.word, asked.gpu.word, asked.tp)
+    names = {name for name, _ in asked.recipes}
+    near = [cell for cell in evidence.cells if cell.format in names]
+    own = [cell for cell in near if cell.group == here]
+    for known, where in ((own, "measured for this model on this GPU"), (near, "measured elsewhere only")):
+        engine = asked.engine or _most([(cell.engine, cell.format) for cell in known])
+        mine = [cell for cell in known if cell.engine == engine]
+        if mine and engine:
+            lengths = asked.lengths or _usual_lengths(mine, asked.context)
+            if lengths is not None:
+                return Setting(engine, lengths, where)
+    lengths = asked.lengths or _within(USUAL_LENGTHS, asked.context)
+    return Setting(asked.engine or USUAL_ENGINE, lengths, "nothing measured: data sheet and literature only")
+
+
+def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:
+    """All recipes of the question, in its order."""
+    return [_option(asked, evidence, where, name, recipe) for name, recipe in asked.recipes]
+
+
+def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe: Recipe) -> Option:
+    plan = preflight(asked.model, name, recipe, asked.gpu, asked.tp, context=asked.context, batches=asked.batches)
+    fitting = [cell.batch for cell in plan.cells if cell.fits]
+    speeds, unknown = _speeds(asked, evidence.cells, where, plan, name, recipe, fitting)
+    over = {batch: said for batch, speed in speeds.items() if (said := _over(asked, speed))}
+    shown = BASELINE if name == asked.baseline else evidence.accuracy.get(name)
+    lost = _unservable(plan, where.engine, recipe.format) or _loses(asked, shown)
+    unproven = False
+    if not lost and shown is None:
+        unproven, lost = True, "" if asked.unproven else "its accuracy was not shown for this model"
+    if not lost and not set(speeds) - set(over):
+        worst = over[min(over)] if over else ""
+        lost = f"no batch is within the limits: {worst}" if over else f"its speed is not known: {'; '.join(unknown)}"
+        unproven = False
+    return Option(name, recipe, plan, speeds, over, tuple(unknown), shown, lost, unproven)
+
+
+def _speeds(
+    asked: Asked,
+    cells: Sequence[Cell],
+    where: Setting,
+    plan: GpuPlan,
+    name: str,
+    recipe: Recipe,
+    fitting: Sequence[int],
+) -> tuple[dict[int, Prediction], list[str]]:
+    speeds: dict[int, Prediction] = {}
+    unknown: list[str] = []
+    if asked.model.shape is None:
+        return speeds, [f"the dimensions of {asked.model.location} are not known"]
+    known = any(cell.format == name for cell in cells)
+    width = 1 if recipe.kv_cache == "fp8" else 2
+    todo = work(asked.model.shape, recipe.format, asked.gpu, asked.tp, cache_width=width, group=plan.group_size)
+    for batch in fitting:
+        wanted = Wanted(
+            Point(*where.lengths, batch),
+            todo,
+            where.engine,
+            name if known else recipe.format,
+            group_of(asked.model.word, asked.gpu.word, asked.tp),
+        )
+        found = predict(wanted, cells)
+        if isinstance(found, Prediction):
+            speeds[batch] = found
+        else:
+            unknown.append(found)
+    return speeds, list(dict.fromkeys(unknown))
+
+
+def _over(asked: Asked, speed: Prediction) -> str:
+    """Which limit the point estimate breaks, and by how much. An unknown time breaks none; the answer says so."""
+    for word, limit, value in (("ttft", asked.ttft, speed.first_seconds), ("tpot", asked.tpot, speed.step_seconds)):
+        if limit is not None and value is not None and value > limit:
+            return f"{word} {value * 1e3:.3g} ms is above {limit * 1e3:.3g} ms"
+    return ""
+
+
+def _unservable(plan: GpuPlan, engine: str, recipe_format: str) -> str:
+    if plan.refusals:
+        return plan.refusals[0]
+    answers = {each.engine: each.refusal for each in plan.engines}
+    if engine in ENGINES and answers.get(engine):
+        return f"engine {engine} does not serve it: {answers[engine]}"
+    if recipe_format not in support.ELSEWHERE.get(engine, (recipe_format,)):
+        return f"engine {engine} does not compute {recipe_format}; --engine takes another one."
+    if all(answers.values()) and engine in ENGINES:
+        return "no engine serves it on this GPU."
+    return ""
+
+
+def _loses(asked: Asked, shown: Shown | None) -> str:
+    """Does its accuracy rule it out? The whole interval must lie within the margin."""
+    if shown is None:
+        return ""
+    if shown.verdict:
+        return shown.verdict
+    if shown.high <= asked.max_drop:
+        return ""
+    interval = f" [{shown.low:.2f}, {shown.high:.2f}]" if shown.high > shown.low else ""
+    sure = "loses" if shown.low > asked.max_drop else "may lose"
+    return f"{sure} {shown.drop:.2f}{interval} points ({shown.source}), and {asked.max_drop:g} are accepted"
+
+
+def _most(pairs: Sequence[tuple[str, str]]) -> str | None:
+    """The engine that knows most of the asked precisions; more cells decide between equals."""
+    formats = Counter(engine for engine, _ in set(pairs))
+    cells = Counter(engine for engine, _ in pairs)
+    return max(formats, key=lambda each: (formats[each], cells[each], each)) if formats else None
+
+
+def _usual_lengths(cells: Sequence[Cell], context: int) -> tuple[int, int] | None:
+    """The lengths that most cells have, of those that fit into the context."""
+    counts = Counter((c.point.isl, c.point.osl) for c in cells if c.point.isl + c.point.osl <= context)
+    return max(counts, key=lambda pair: (counts[pair], -sum(pair))) if counts else None
+
+
+def _within(lengths: tuple[int, int], context: int) -> tuple[int, int]:
+    if sum(lengths) <= context:
+        return lengths
+    return max(context * 4 // 5, 1), max(context // 5, 1)

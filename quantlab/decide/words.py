@@ -1,0 +1,193 @@
+"""The sentences of a recommendation: why each recipe stands where it stands, what is missing, what to measure next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from quantlab.decide.answer import AtBatch, Pair
+from quantlab.decide.asked import Asked
+from quantlab.decide.evidence import Evidence
+from quantlab.decide.options import Option, Setting
+from quantlab.predict import Crossover, Prediction
+
+GUESSED = ("transfer", "roofline")
+
+
+def workload(asked: Asked, where: Setting) -> str:
+    """What the speeds and the memory are for."""
+    return (
+        f"{where.lengths[0]} tokens in, {where.lengths[1]} out with {where.engine} ({where.why}); "
+        f"memory at {asked.context:,} tokens a sequence"
+    )
+
+
+def sentence(asked: Asked, every: Sequence[Option], choice: Option | None, by_batch: Sequence[AtBatch]) -> str:
+    """The answer."""
+    target = f"{asked.model.word} on {asked.tp} x {asked.gpu.word}"
+    if choice is None:
+        return f"No precision of {target} is within all limits; see what to relax."
+    said = f"For {target}, ship {choice.name} ({asked.objective})."
+    runs: list[list[str | int]] = []
+    for each in by_batch:
+        if runs and runs[-1][0] == each.recipe:
+            runs[-1][2] = each.batch
+        else:
+            runs.append([each.recipe, each.batch, each.batch])
+    if len(runs) > 1:
+        said += " By batch: " + ", ".join(f"{name} at {low} to {high}" for name, low, high in runs) + "."
+    held = [each.name for each in every if each.unproven and each.lost]
+    if held:
+        said += f" {' and '.join(held)}: not weighed until the accuracy is shown."
+    return said
+
+
+def why(asked: Asked, option: Option, choice: Option | None, ahead: Prediction | None, own: Prediction | None) -> str:
+    """Why it is chosen, or lost."""
+    if option.lost:
+        return option.lost
+    if option is choice:
+        unproven = "; its accuracy was not shown, --unproven let it pass" if option.unproven else ""
+        return f"best for {asked.objective}, or tied and ahead in accuracy and memory{unproven}"
+    if ahead is None or own is None:
+        return "not reached"
+    ratio = own.tokens_per_second / ahead.tokens_per_second
+    if asked.objective == "memory":
+        return "needs more memory"
+    if ratio >= 1 or not (ahead.rankable and own.rankable):
+        return "a tie in speed within the errors; behind in accuracy or memory"
+    return f"{ratio:.2f} times the speed of {choice.name if choice else ''}"
+
+
+def crossing(cross: Crossover, one: Option, other: Option) -> str:
+    """A crossover, or who is ahead throughout."""
+    if cross.crosses:
+        return (
+            f"{cross.ahead_below} is ahead of {cross.ahead_above} below a batch of {cross.batch:.1f} "
+            f"[{cross.low:.1f}, {cross.high:.1f}]; {cross.share:.0%} of draws cross."
+        )
+    common = sorted(set(one.speeds) & set(other.speeds))
+    middle = common[len(common) // 2]
+    first, second = one.speeds[middle].tokens_per_second, other.speeds[middle].tokens_per_second
+    names = (one.name, other.name) if first > second else (other.name, one.name)
+    share = f" ({cross.share:.0%} of draws cross)" if cross.share else ""
+    return f"{names[0]} is ahead of {names[1]} at every batch from {common[0]} to {common[-1]}{share}."
+
+
+def per_million(asked: Asked, speed: Prediction | None) -> tuple[float | None, float | None]:
+    """Joules and dollars for a million output tokens on all GPUs."""
+    if speed is None:
+        return None, None
+    seconds = 1e6 / speed.tokens_per_second
+    watts, price = asked.gpu.power_watts, asked.price or asked.gpu.price_per_hour
+    return (
+        watts * asked.tp * seconds if watts else None,
+        price * asked.tp * seconds / 3600 if price else None,
+    )
+
+
+def assumptions(asked: Asked) -> Iterator[str]:
+    """What energy and cost stand on."""
+    gpu = asked.gpu
+    if gpu.power_watts:
+        yield f"Energy: the GPU draws its limit of {gpu.power_watts:g} W throughout, an upper bound; not measured here."
+    if asked.price:
+        yield f"Cost: ${asked.price:g} an hour, as given."
+    elif gpu.price_per_hour:
+        where_from = f"{gpu.price_date}, {gpu.price_source}"
+        yield f"Cost: ${gpu.price_per_hour:g} an hour, assumed ({where_from}); --price changes it."
+    if asked.objective in ("energy", "cost"):
+        yield f"With equal power and price for all precisions, {asked.objective} orders them as throughput does."
+    yield "Busy all the time at the batch that is named; idle hours cost the same."
+
+
+def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Option]) -> Iterator[str]:
+    """What was not known."""
+    if not any(speed.provenance != "predicted" for each in every for speed in each.speeds.values()):
+        what = f"{asked.model.word} was measured on {asked.gpu.word} with {where.engine}"
+        yield f"No speed of {what}: all are predictions."
+    for each in every:
+        if each.accuracy is None:
+            yield f"The accuracy of {each.name} on {asked.model.word} is in no run of the ledger."
+        elif each.accuracy.provenance == "published" and not each.accuracy.verdict:
+            yield f"The accuracy of {each.name} is published, without interval: {each.accuracy.source}."
+        for reason in each.unknown:
+            yield f"Speed of {each.name}: {reason}"
+    if asked.ttft and any(speed.first_seconds is None for each in every for speed in each.speeds.values()):
+        yield "The time to the first token is not known for every cell; where it is not, --ttft was not applied."
+    if asked.model.modality == "vision":
+        yield "Speeds are of text alone: images cost an encoder pass and cross-attention that no cell here holds."
+    for reason, count in evidence.unusable.most_common(4):
+        yield f"{count} cells were not used: {reason}"
+
+
+def relax(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
+    """Which limit excludes everything, and how far it must move: the least step first."""
+    fitting = [each for each in every if each.plan.fits]
+    small = min((each for each in every if each.plan.footprint), key=lambda each: _least(asked, each), default=None)
+    if not fitting and small is not None and small.plan.footprint is not None:
+        held, batch = small.plan.footprint, min(asked.batches)
+        room = (held.free - held.activations(asked.context, batch)) // batch - held.sequence_fixed
+        if room > 0 and not _hard(small):
+            most = room // held.sequence_token
+            yield f"--context: {small.name} fits at batch {batch} with {most:,} tokens instead of {asked.context:,}."
+        yield f"--gpu or --tp: {small.name}: {small.plan.refusals[0]}"
+    for word, limit, field in (("tpot", asked.tpot, "step_seconds"), ("ttft", asked.ttft, "first_seconds")):
+        times = [
+            (value, each.name, batch)
+            for each in fitting
+            for batch, speed in each.speeds.items()
+            if (value := getattr(speed, field)) is not None
+        ]
+        if limit is not None and times and min(times)[0] > limit:
+            value, name, batch = min(times)
+            yield f"--{word}: at least {value * 1e3:.3g} ms ({name} at batch {batch}) instead of {limit * 1e3:.3g} ms."
+    for each in fitting:
+        if each.accuracy and each.accuracy.high > asked.max_drop and not each.accuracy.verdict:
+            yield f"--max-drop: {each.accuracy.high:.2f} instead of {asked.max_drop:g} lets {each.name} in."
+        elif each.unproven:
+            yield f"--unproven lets {each.name} in without proof of its accuracy."
+
+
+def _least(asked: Asked, option: Option) -> int:
+    return option.memory(asked.context, min(asked.batches))
+
+
+def _hard(option: Option) -> bool:
+    """Refused for something that a shorter context does not mend."""
+    return any("compute capability" in each or "heads" in each or "group" in each for each in option.plan.refusals)
+
+
+def next_steps(
+    asked: Asked,
+    where: Setting,
+    every: Sequence[Option],
+    choice: Option | None,
+    second: Option | None,
+    pairs: Sequence[Pair],
+) -> Iterator[str]:
+    """What would make the answer surer, the most useful first."""
+    unshown = [each.name for each in every if each.accuracy is None and each.plan.fits]
+    if unshown:
+        yield (
+            f"Accuracy: quantlab eval {' '.join(unshown)} --model {asked.model.word} --suite llama32 "
+            f"--max-drop {asked.max_drop:g}"
+        )
+    doubtful = [
+        each.name
+        for each in (choice, second)
+        if each is not None and any(speed.tier in GUESSED for speed in each.speeds.values())
+    ]
+    names = doubtful or ([each.name for each in every if each.plan.fits] if choice is None else [])
+    if names:
+        yield (
+            f"Speed: quantlab bench {' '.join(names)} --model {asked.model.word} --engine {where.engine} on a "
+            f"{asked.gpu.word}, with a grid of batches {', '.join(map(str, asked.batches))}."
+        )
+    for pair in pairs:
+        if pair.batch and pair.low and pair.high and pair.high / pair.low > 1.5:
+            yield (
+                f"Crossover: batches {pair.low:.0f} to {pair.high:.0f} of {pair.ahead_below} and {pair.ahead_above} "
+                "would narrow where they cross."
+            )
+    if asked.objective == "energy":
+        yield "Energy: measure the power draw; a limit is not a draw."
