@@ -16,6 +16,8 @@ A "fits" is therefore an estimate with the reserve as its slack; a "does not fit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from quantlab.records import Shape
@@ -67,14 +69,22 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
 
     def largest_batch(self, context: int, prompt: int) -> int:
         """Most sequences of `context` tokens that fit; 0 where none does."""
-        low, high = 0, max(self.free, 0) // max(self.sequence(context), 1) + 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.needed(context, prompt, middle) <= self.capacity:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        most = max(self.free, 0) // max(self.sequence(context), 1) + 1
+        return _largest(most, lambda batch: self.needed(context, prompt, batch) <= self.capacity)
+
+    def longest_context(self, batch: int) -> int:
+        """Most tokens that each of `batch` sequences can have; 0 where not one fits."""
+        most = max(self.free, 0) // max(self.sequence_token * batch, 1) + 1
+        return _largest(most, lambda tokens: self.needed(tokens, tokens, batch) <= self.capacity)
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that fits, by halving; 0 where none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def weight_bits(form: str, group: int | None) -> float:

@@ -42,7 +42,7 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
     choice = order[0] if order else None
     second = order[1] if len(order) > 1 else None
     pairs = _pairs([each for each in every if each.speeds and not _hopeless(each)])
-    by_batch = _by_batch(asked, [each for each in every if not each.lost])
+    by_batch = _by_batch(asked, [each for each in every if not each.lost], choice)
     return Recommendation(
         model=asked.model.word,
         gpu=asked.gpu.word,
@@ -104,7 +104,8 @@ def _by_accuracy_and_memory(asked: Asked, ties: Sequence[Option]) -> list[Option
     return sorted(ties, key=key)
 
 
-def _by_batch(asked: Asked, able: Sequence[Option]) -> list[AtBatch]:
+def _by_batch(asked: Asked, able: Sequence[Option], choice: Option | None) -> list[AtBatch]:
+    """The winner at each batch; a choice that is tied with the fastest stays: shipping two costs more."""
     found = []
     for batch in asked.batches:
         here = [each for each in able if batch in each.usable]
@@ -112,7 +113,7 @@ def _by_batch(asked: Asked, able: Sequence[Option]) -> list[AtBatch]:
             continue
         leader = max(here, key=lambda each: each.speeds[batch].tokens_per_second)
         ties = [each for each in here if each is leader or not differ(each.speeds[batch], leader.speeds[batch])]
-        ordered = _by_accuracy_and_memory(asked, ties)
+        ordered = sorted(_by_accuracy_and_memory(asked, ties), key=lambda each: each is not choice)
         found.append(AtBatch(batch=batch, recipe=ordered[0].name, ties=tuple(each.name for each in ordered[1:])))
     return found
 

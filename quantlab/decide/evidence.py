@@ -88,6 +88,7 @@ def work(shape: Shape, form: str, gpu: Datasheet, tp: int, *, cache_width: int =
         2.0 * (linear + head) / tp,
         gpu.bandwidth,
         tflops * 1e12 if tflops else None,
+        shape.layers,
     )
 
 

@@ -15,8 +15,8 @@ from quantlab.predict import Cell, Point, Prediction, Wanted, predict
 from quantlab.preflight import GpuPlan, preflight
 from quantlab.records import Recipe
 
-USUAL_ENGINE, USUAL_LENGTHS = "vllm", (1024, 256)
-"""Taken where nothing was measured anywhere: the roofline of a server engine, a chat-like request."""
+USUAL_ENGINES, USUAL_LENGTHS = ("vllm", "trtllm"), (1024, 256)
+"""Taken where nothing was measured anywhere: a server engine that serves the baseline there, a chat-like request."""
 BASELINE = Shown(0.0, 0.0, 0.0, "measured", "the baseline itself")
 
 
@@ -64,7 +64,9 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
     """The engine about which most is known for this model and GPU, and the lengths measured with it."""
     here = group_of(asked.model.word, asked.gpu.word, asked.tp)
     names = {name for name, _ in asked.recipes}
-    near = [cell for cell in evidence.cells if cell.format in names]
+    answers = support.engines(asked.model.architecture or "", "bf16", "none", asked.gpu)
+    refused = {each.engine for each in answers if each.refusal}
+    near = [cell for cell in evidence.cells if cell.format in names and cell.engine not in refused]
     own = [cell for cell in near if cell.group == here]
     for known, where in ((own, "measured for this model on this GPU"), (near, "measured elsewhere only")):
         engine = asked.engine or _most([(cell.engine, cell.format) for cell in known])
@@ -74,7 +76,8 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
             if lengths is not None:
                 return Setting(engine, lengths, where)
     lengths = asked.lengths or _within(USUAL_LENGTHS, asked.context)
-    return Setting(asked.engine or USUAL_ENGINE, lengths, "nothing measured: data sheet and literature only")
+    usual = next((each for each in USUAL_ENGINES if each not in refused), USUAL_ENGINES[0])
+    return Setting(asked.engine or usual, lengths, "nothing measured: data sheet and literature only")
 
 
 def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:

@@ -8,7 +8,7 @@ from quantlab.decide.answer import AtBatch, Pair
 from quantlab.decide.asked import Asked
 from quantlab.decide.evidence import Evidence
 from quantlab.decide.options import Option, Setting
-from quantlab.predict import Crossover, Prediction
+from quantlab.predict import Crossover, Prediction, differ
 
 GUESSED = ("transfer", "roofline")
 
@@ -53,7 +53,7 @@ def why(asked: Asked, option: Option, choice: Option | None, ahead: Prediction |
     ratio = own.tokens_per_second / ahead.tokens_per_second
     if asked.objective == "memory":
         return "needs more memory"
-    if ratio >= 1 or not (ahead.rankable and own.rankable):
+    if not differ(ahead, own):
         return "a tie in speed within the errors; behind in accuracy or memory"
     return f"{ratio:.2f} times the speed of {choice.name if choice else ''}"
 
@@ -126,9 +126,8 @@ def relax(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
     small = min((each for each in every if each.plan.footprint), key=lambda each: _least(asked, each), default=None)
     if not fitting and small is not None and small.plan.footprint is not None:
         held, batch = small.plan.footprint, min(asked.batches)
-        room = (held.free - held.activations(asked.context, batch)) // batch - held.sequence_fixed
-        if room > 0 and not _hard(small):
-            most = room // held.sequence_token
+        most = held.longest_context(batch)
+        if most and not _hard(small):
             yield f"--context: {small.name} fits at batch {batch} with {most:,} tokens instead of {asked.context:,}."
         yield f"--gpu or --tp: {small.name}: {small.plan.refusals[0]}"
     for word, limit, field in (("tpot", asked.tpot, "step_seconds"), ("ttft", asked.ttft, "first_seconds")):

@@ -12,13 +12,13 @@ Every answer names its tier; the next one is asked only where the one before has
 The additive model of one decode step (facts: it explains NVIDIA's six RTX 4090 cells within 6 %, where the usual
 "weights + KV over one bandwidth" misses by up to 72 %):
 
-    step    = t0 + a_w W / BW + b a_s (2P / F + s K / BW)        prefill = p0 + a_p b isl 2P / F
+    step    = t_l layers + a_w W / BW + b a_s (2P / F + s K / BW)        prefill = p0 + a_p b isl 2P / F
 
 W weight bytes a GPU reads, K cache bytes a token, s mean context, b sequences, P weights multiplied, F operations a
-second. a_w, a_s, a_p are inverse efficiencies (1 is the data sheet), t0 and p0 what no hardware explains (host,
-launches). It is linear in them, so the fit is non-negative least squares on relative errors. Its limits: one step is
-never cheaper than at batch 1, so it bends too early; efficiencies are an engine's and a precision's, never carried
-across; and nothing is said beyond twice the batches and contexts that were measured.
+second. a_w, a_s, a_p are inverse efficiencies (1 is the data sheet), t_l and p0 what no hardware
+explains (launches, gaps, host). It is linear in them, so the fit is non-negative least squares on relative errors.
+Its limits: one step is never cheaper than at batch 1, so it bends too early; efficiencies are an engine's and a
+precision's, never carried across; and nothing is said beyond twice the batches and contexts that were measured.
 
 Intervals hold about 80 %: the held-out errors of leaving one cell (or one GPU and model) out, by order statistic, and
 never less than 5 %, by which two leases of the same GPU differed.

@@ -37,6 +37,8 @@ class Work:
     """Bytes a second."""
     flops: float | None
     """Operations a second in the format that multiplies; None where the data sheet has none."""
+    layers: int
+    """Decoder layers: each costs launches and gaps that neither bandwidth nor operations explain."""
 
     @property
     def weights_seconds(self) -> float:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from quantlab.predict.cells import Cell, Point, Prediction, Tier, Wanted
-from quantlab.predict.fit import LEAST_ERROR, Coefficients, Fit, fit
+from quantlab.predict.fit import LAYER_STEP, LEAST_ERROR, SERVERS, Coefficients, Fit, fit
 
 TRANSFER = math.log(1.4)
 """Carried to another data-centre GPU, a fit was within x0.7 to x1.4 (llama 8B/70B on H100, H200, B200)."""
-SERVERS = ("vllm", "trtllm", "sglang")
-"""Engines to which the published efficiencies belong."""
 EFFICIENCY = (0.65, 0.5)
 """Share of bandwidth and of operations that server engines reach, from the literature; 9 sets: x0.55 to x1.7 around
 it."""
@@ -20,8 +18,6 @@ ROOFLINE = {True: (0.55, 1.7), False: (0.28, 0.8)}
 """Server engine or not -> band on tokens a second; client engines were 1.3 to 3.5 times slower than the roofline."""
 INT4_ROOFLINE = (0.45, 1.55)
 """INT4 kernels against extrapolated ones, 40 cases on H100 and H200."""
-HOST_STEP = 1e-3
-"""Of each step of a server engine: bf16 and FP8 of 3B on our H100 leave 1.3 ms at batch 1 that are not weights."""
 SMALL_STEP, SMALL_BAND = 3e-3, 0.5
 """Steps under 3 ms are mostly host: the lower end widens to this."""
 INNER = 1.5
@@ -70,7 +66,8 @@ def differ(one: Prediction, other: Prediction) -> bool:
     gap = abs(math.log(one.tokens_per_second / other.tokens_per_second))
     if one.tier == other.tier and one.tier in SHARED:
         return gap > UNCALIBRATED_GAP
-    least = LEAST_ERROR if {one.provenance, other.provenance} <= {"measured", "published"} else UNCALIBRATED_GAP
+    near = {one.tier, other.tier} <= {"measured", "interpolated"}
+    least = LEAST_ERROR if near else UNCALIBRATED_GAP
     return gap > max(least, math.hypot(one.spread, other.spread))
 
 
@@ -136,7 +133,7 @@ def _roofline(wanted: Wanted) -> Prediction | str:
         return "And the data sheet gives no operations a second for this format, so there is no roofline either."
     memory, compute = EFFICIENCY
     server = wanted.engine in SERVERS
-    rates = Coefficients(HOST_STEP if server else 0.0, 1 / memory, 1 / compute, 0.0, 1 / compute)
+    rates = Coefficients(LAYER_STEP if server else 0.0, 1 / memory, 1 / compute, 0.0, 1 / compute)
     step = rates.step_seconds(wanted.work, wanted.point)
     seconds = rates.seconds(wanted.work, wanted.point)
     four_bit = wanted.format.startswith("int4")

@@ -1,0 +1,238 @@
+"""Prediction: the tiers in order, intervals from held-out errors, refusals, crossovers; published and made-up cells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantlab import catalog
+from quantlab.decide.evidence import Evidence, gather
+from quantlab.errors import BadInput
+from quantlab.ledgers import Ledger
+from quantlab.predict import Cell, Point, Prediction, Wanted, Work, crossover, differ, fit, predict
+from quantlab.predict.fit import Coefficients, half_width
+
+WORK = Work(6.4e9, 114_688, 6.4e9, 3.35e12, 989e12, 28)
+TRUE = Coefficients(40e-6, 1.3, 1.8, 0.01, 1.6)
+
+
+def made(
+    batch: int, isl: int = 128, osl: int = 128, *, work: Work = WORK, true: Coefficients = TRUE, **changes: object
+) -> Cell:
+    """A cell that obeys the model exactly."""
+    point = Point(isl, osl, batch)
+    first, step = true.first_seconds(work, point), true.step_seconds(work, point)
+    seconds = first + (osl - 1) * step
+    cell = Cell(
+        point, work, "vllm", "fp8", "3b on 1 x h100", seconds, seconds, seconds, first, step, "measured", "made up"
+    )
+    return replace(cell, **changes)  # type: ignore[arg-type]
+
+
+def wanted(batch: int, isl: int = 128, osl: int = 128, **changes: object) -> Wanted:
+    return replace(Wanted(Point(isl, osl, batch), WORK, "vllm", "fp8", "3b on 1 x h100"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    return gather(catalog.model("3b"), [Ledger(tmp_path_factory.mktemp("none"))], catalog.published())
+
+
+def answer(found: Prediction | str) -> Prediction:
+    assert isinstance(found, Prediction), found
+    return found
+
+
+# --- the model -------------------------------------------------------------------------------------------
+
+
+def test_a_step_by_hand() -> None:
+    """28 x 40 us + 1.3 x 6.4e9 / 3.35e12 + 4 x 1.8 x (6.4e9 / 989e12 + 192 x 114,688 / 3.35e12)."""
+    step = 28 * 40e-6 + 1.3 * 6.4e9 / 3.35e12 + 4 * 1.8 * (6.4e9 / 989e12 + 192 * 114_688 / 3.35e12)
+    assert TRUE.step_seconds(WORK, Point(128, 128, 4)) == pytest.approx(step)
+    assert TRUE.first_seconds(WORK, Point(128, 128, 4)) == pytest.approx(0.01 + 1.6 * 4 * 128 * 6.4e9 / 989e12)
+
+
+def test_a_fit_recovers_what_obeys_it_and_nothing_is_narrower_than_two_leases() -> None:
+    found = fit([made(batch) for batch in (1, 4, 16, 64, 256)])
+    assert not isinstance(found, str)
+    assert found.coefficients.sequence == pytest.approx(1.8, rel=1e-6)
+    assert found.coefficients.prefill == pytest.approx(1.6, rel=1e-6)
+    assert max(map(abs, found.errors)) < 1e-9
+    assert found.half_width == 0.05
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.floats(1.0, 4.0),
+    st.floats(1.0, 10.0),
+    st.floats(0.0, 0.05),
+    st.floats(1.0, 5.0),
+    st.sampled_from([2, 8, 32, 128]),
+)
+def test_whatever_the_efficiencies_a_batch_between_is_predicted(
+    weights: float, sequence: float, first: float, prefill: float, batch: int
+) -> None:
+    true = Coefficients(40e-6, weights, sequence, first, prefill)
+    cells = [made(each, true=true) for each in (1, 4, 16, 64, 256)]
+    found = answer(predict(wanted(batch), cells))
+    assert found.tier in ("fit", "interpolated")
+    assert found.low <= made(batch, true=true).tokens_per_second <= found.high
+
+
+def test_nvidias_rtx4090_table_is_explained_within_a_tenth(published: Evidence) -> None:
+    """The facts page's finding, from the cells as they lie in evals/: two efficiencies, six cells."""
+    six = [cell for cell in published.cells if cell.engine == "ortgenai-directml"]
+    found = fit(six)
+    assert not isinstance(found, str)
+    assert len(six) == 6
+    assert max(map(abs, found.errors)) < 0.1
+    own = [found.coefficients.seconds(cell.work, cell.point) / cell.seconds for cell in six]
+    assert all(0.9 < ratio < 1.1 for ratio in own)
+
+
+def test_order_statistics() -> None:
+    assert half_width([0.1, -0.2, 0.3, 0.05]) == 0.3
+    assert half_width([0.01 * each for each in range(1, 20)]) == pytest.approx(0.16)
+
+
+# --- tiers -----------------------------------------------------------------------------------------------
+
+
+def test_the_tiers_in_order() -> None:
+    batches = (1, 4, 16, 64, 256)
+    cells = [made(batch) for batch in batches]
+    assert answer(predict(wanted(16), cells)).provenance == "measured"
+    assert answer(predict(wanted(8), cells)).tier == "interpolated"
+    assert answer(predict(wanted(8, isl=200), cells)).tier == "fit"
+    other = answer(predict(wanted(8, group="3b on 1 x h200"), cells))
+    assert (other.tier, other.provenance) == ("transfer", "predicted")
+    assert other.spread >= math.log(1.4)
+    rough = answer(predict(wanted(8, engine="trtllm"), cells))
+    assert rough.tier == "roofline"
+    assert rough.spread > other.spread
+
+
+def test_a_repeated_cell_spans_its_repeats() -> None:
+    first = made(4)
+    second = replace(first, seconds=first.seconds * 1.2, low=first.seconds * 1.1, high=first.seconds * 1.3)
+    found = answer(predict(wanted(4), [first, second]))
+    assert found.low <= second.point.batch * 128 / (first.seconds * 1.3)
+    assert found.high >= first.tokens_per_second
+
+
+def test_beyond_twice_what_was_measured_the_fit_says_nothing() -> None:
+    cells = [made(batch) for batch in (1, 4, 16, 64)]
+    found = fit(cells)
+    assert not isinstance(found, str)
+    assert found.outside(Point(128, 128, 128)) == ""
+    assert "batch 129" in found.outside(Point(128, 128, 129))
+    assert "context" in found.outside(Point(8000, 128, 4))
+    without = replace(WORK, flops=None)
+    refused = predict(wanted(512, work=without), cells)
+    assert isinstance(refused, str)
+    assert "batch 512 is outside what was measured (1 to 64" in refused
+    assert "no roofline" in refused
+
+
+def test_int4_is_never_ranked_by_a_roofline() -> None:
+    four = answer(predict(wanted(8, format="int4_awq"), []))
+    eight = answer(predict(wanted(8), []))
+    assert not four.rankable
+    assert not differ(four, eight)
+    assert crossover("int4_awq", {1: four, 8: four}, "fp8", {1: eight, 8: eight}) is None
+
+
+def test_cells_that_are_no_numbers_are_not_used() -> None:
+    cells = [made(batch) for batch in (1, 4, 16, 64)]
+    bad = [replace(cells[1], seconds=math.nan), replace(cells[1], step_seconds=-1.0), replace(cells[2], low=math.inf)]
+    assert not any(each.sound for each in bad)
+    assert predict(wanted(8), [*cells, *bad]) == predict(wanted(8), cells)
+    assert isinstance(fit(cells[:3]), str)
+    assert isinstance(fit([cells[0]] * 6), str), "one batch cannot tell weights from sequences"
+
+
+def test_a_tie_is_a_gap_within_the_errors() -> None:
+    cells = [made(batch) for batch in (1, 4, 16, 64)]
+    one = answer(predict(wanted(4), cells))
+    assert differ(one, replace(one, tokens_per_second=one.tokens_per_second * 1.2))
+    assert not differ(one, replace(one, tokens_per_second=one.tokens_per_second * 1.04))
+    rough = answer(predict(wanted(4, engine="trtllm"), []))
+    assert differ(rough, replace(rough, tokens_per_second=rough.tokens_per_second * 1.3)), (
+        "the roofline's error is shared"
+    )
+    assert not differ(rough, replace(rough, tokens_per_second=rough.tokens_per_second * 1.2))
+
+
+# --- crossover -------------------------------------------------------------------------------------------
+
+
+def speeds(values: dict[int, float], spread: float = 0.05) -> dict[int, Prediction]:
+    return {
+        batch: Prediction(value, value * math.exp(-spread), value * math.exp(spread), "measured", "measured", "")
+        for batch, value in values.items()
+    }
+
+
+def test_a_crossover_lies_where_the_lines_cross() -> None:
+    found = crossover("a", speeds({1: 120, 4: 440, 16: 1200}), "b", speeds({1: 100, 4: 400, 16: 1500}))
+    assert found is not None
+    assert (found.ahead_below, found.ahead_above) == ("a", "b")
+    share = math.log(1.1) / (math.log(1.1) + math.log(1.25))
+    assert found.batch == pytest.approx(4 * 4**share)
+    assert found.low < found.batch < found.high
+    assert found.share > 0.99
+    swapped = crossover("b", speeds({1: 100, 4: 400, 16: 1500}), "a", speeds({1: 120, 4: 440, 16: 1200}))
+    assert swapped is not None
+    assert (swapped.ahead_below, swapped.batch) == ("a", pytest.approx(found.batch))
+
+
+def test_no_crossover_is_said_as_such_and_a_doubtful_one_is_doubtful() -> None:
+    none = crossover("a", speeds({1: 200, 16: 2000}), "b", speeds({1: 100, 16: 1000}))
+    assert none is not None
+    assert not none.crosses
+    assert none.share == 0
+    doubtful = crossover("a", speeds({1: 101, 16: 1000}, 0.3), "b", speeds({1: 100, 16: 1010}, 0.3))
+    assert doubtful is not None
+    assert doubtful.share < 0.9
+    assert crossover("a", speeds({1: 1}), "b", speeds({1: 1})) is None
+
+
+# --- published cells -------------------------------------------------------------------------------------
+
+
+def test_the_published_tables_are_cells_with_a_source(published: Evidence) -> None:
+    assert len(published.cells) == 30
+    assert {cell.provenance for cell in published.cells} == {"published"}
+    assert all(cell.sound for cell in published.cells)
+    tables = {table.name: table for table in catalog.published().tables}
+    assert [cell.tokens_per_second for cell in tables["h200-90b"].cells] == [12800, 10400, 8600]
+    assert not tables["h200-90b"].usable
+    assert published.accuracy["int4_awq"].drop == pytest.approx(60.8 - 57.71)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("tokens_per_second: .nan", "not a speed"),
+        ("tokens_per_second: -1.0", "not a speed"),
+        ("tokens_per_second: fast", "number"),
+        ("tokens_per_second: 1.0, batch: 0", "too small"),
+        ("tokens_per_second: 1.0, tokens: 3", "no field 'tokens'"),
+    ],
+)
+def test_a_faulty_table_is_refused_with_its_line(text: str, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    head = "tables:\n  - {name: x, source: 'https://x', engine: vllm, version: '1', gpu: h100, cells: ["
+    path.write_text(head + "{model: 3b, recipe: fp8, isl: 1, osl: 1, " + text + "}]}\n")
+    with pytest.raises(BadInput, match=match) as caught:
+        catalog.published(path)
+    assert "mine.yaml, line 2" in caught.value.place
+    path.write_text(head.replace("h100", "h101") + "]}\n")
+    with pytest.raises(BadInput, match="h101"):
+        catalog.published(path)
