@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 _FACE = {
     "run": "quantlab.face:run",
     "plan": "quantlab.face:plan",
-    "plan_gpu": "quantlab.face:plan_gpu",
-    "recommend": "quantlab.face:recommend",
+    "plan_gpu": "quantlab.advice:plan_gpu",
+    "recommend": "quantlab.advice:recommend",
     "ledger": "quantlab.face:ledger",
     "recipe": "quantlab.catalog:recipe",
     "suite": "quantlab.catalog:suite",

@@ -98,28 +98,45 @@ def preflight(
         path: directory with safetensors, whose headers are then exact.
     """
     sizes = sizes_of(model, path, recipe)
-    group, group_notes, group_refusals = group_size(recipe, sizes.layers)
-    made = GpuPlan(recipe=name, model=model.word, gpu=gpu.word, tp=tp, verdict="", fits=False, group_size=group)
+    made = GpuPlan(recipe=name, model=model.word, gpu=gpu.word, tp=tp, verdict="", fits=False)
     if sizes.shape is None or not sizes.total:
         why = f"the dimensions of {model.location} are not known; give a directory with its config.json."
         return msgspec.structs.replace(made, verdict=f"Not known: {why}", refusals=(why,))
-    shape = sizes.shape
+    made = _served(made, model, recipe, gpu, sizes, sizes.shape, grid, context, batches)
+    made = _made(made, model, name, recipe, gpu, sizes)
+    return msgspec.structs.replace(made, verdict=_verdict(made))
+
+
+def _served(
+    made: GpuPlan,
+    model: Model,
+    recipe: Recipe,
+    gpu: Datasheet,
+    sizes: Sizes,
+    shape: Shape,
+    grid: Grid | None,
+    context: int | None,
+    batches: tuple[int, ...],
+) -> GpuPlan:
+    """Memory, hardware and engines."""
+    group, group_notes, group_refusals = group_size(recipe, sizes.layers)
 
     def with_gpus(count: int) -> Footprint:
         capacity = gpu.memory_bytes
         return footprint(recipe.format, group, recipe.kv_cache, sizes, shape, capacity, count, unified=gpu.unified)
 
-    held = with_gpus(tp)
+    held = with_gpus(made.tp)
     cells = _cells(held, grid, context, batches)
     refusals = [
         *group_refusals,
         *filter(None, [support.hardware(recipe.format, gpu)]),
-        *_divisible(sizes, shape, group, tp),
+        *_divisible(sizes, shape, group, made.tp),
         *_too_long(shape, cells),
-        *_too_big(held, cells, gpu, tp, with_gpus),
+        *_too_big(held, cells, gpu, made.tp, with_gpus),
     ]
-    made = msgspec.structs.replace(
+    return msgspec.structs.replace(
         made,
+        group_size=group,
         refusals=tuple(refusals),
         footprint=held,
         cells=cells,
@@ -129,8 +146,6 @@ def preflight(
         notes=(*group_notes, *_notes(model, recipe, gpu)),
         arithmetic=(*held.lines, *_sums(held, cells, gpu)),
     )
-    made = _made(made, model, name, recipe, gpu, sizes)
-    return msgspec.structs.replace(made, verdict=_verdict(made))
 
 
 def explain(plan: GpuPlan) -> list[str]:

@@ -69,7 +69,7 @@ def test_the_h100_results_say_what_their_readme_says(empty: Path) -> None:
     assert rows["fp8"].at.tokens_per_second == pytest.approx(17214.4, abs=0.1)
     assert rows["fp8"].dollars_per_million == pytest.approx(3.35 / 3600 / 17214.4 * 1e6, rel=1e-4)
     assert rows["fp8"].joules_per_million == pytest.approx(700 / 17214.4 * 1e6, rel=1e-4)
-    assert rows["bf16"].status == "runner-up"
+    assert found.runner_up == "int4_awq", "within 5 % of bf16 at batch 64, and a third of its memory"
     assert found.stability is not None
     assert found.stability > 0.9
 
@@ -198,7 +198,7 @@ def test_an_empty_ledger_gives_a_labelled_guess(empty: Path) -> None:
 
 
 def test_a_gpu_without_operations_is_refused_in_words(empty: Path) -> None:
-    found = asked("3b", "dgx-spark", [empty], unproven=True)
+    found = asked("3b", "dgx-spark", [empty], unproven=True, max_drop=5)
     assert found.choice is None
     assert found.engine == "vllm", "TensorRT-LLM does not list compute capability 12.1"
     assert all("no roofline" in row.why for row in found.rows)

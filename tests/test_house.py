@@ -29,12 +29,26 @@ SDKS = {
 
 @pytest.mark.parametrize(
     "module",
-    ["quantlab", "quantlab.cli", "quantlab.pipeline", "quantlab.catalog", "quantlab.ledgers", "quantlab.host"],
+    [
+        "quantlab",
+        "quantlab.cli",
+        "quantlab.pipeline",
+        "quantlab.catalog",
+        "quantlab.ledgers",
+        "quantlab.host",
+        "quantlab.preflight",
+    ],
 )
 def test_a_start_loads_no_sdk(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert SDKS.isdisjoint(done.stdout.split())
+
+
+def test_the_pure_rooms_load_nothing_of_ours_but_numpy_and_scipy() -> None:
+    code = "import sys, quantlab.predict; print(*sorted(name for name in sys.modules if name.startswith('quantlab')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {name for name in done.stdout.split() if not name.startswith("quantlab.predict")} == {"quantlab"}
 
 
 def test_help_of_every_command_loads_no_sdk() -> None:

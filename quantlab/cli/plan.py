@@ -27,7 +27,7 @@ def plan(**words: Any) -> None:
     if words["gpu"] is None:
         _here(words)
         return
-    from quantlab.face import plan_gpu
+    from quantlab.advice import plan_gpu
 
     as_json, names = words.pop("as_json"), words.pop("recipes")
     found = plan_gpu(words.pop("model"), names, **words)

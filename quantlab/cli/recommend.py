@@ -33,10 +33,10 @@ def recommend(**words: Any) -> None:
     quantlab recommend --model 3b --gpu rtx4090 --max-drop 1 --tpot 20ms --context 8k --batch 1..64
     quantlab recommend --model 3b --gpu h100 --ledger benchmarks/results/gpu --unproven
     """
-    from quantlab import face
+    from quantlab import advice
 
     as_json, model, recipes = words.pop("as_json"), words.pop("model"), words.pop("recipes")
-    found = face.recommend(model, recipes=recipes, **words)
+    found = advice.recommend(model, recipes=recipes, **words)
     if as_json:
         import msgspec
 

@@ -50,57 +50,67 @@ class Asked:
         return self.recipes[0][0]
 
 
-def resolve(
-    model: str,
-    gpu: str,
-    published: Published,
-    *,
-    recipes: Sequence[str] = (),
-    objective: str = "throughput",
-    max_drop: float = 1.0,
-    ttft: str | float | None = None,
-    tpot: str | float | None = None,
-    context: int | str = 8192,
-    batch: int | str = "1..64",
-    tp: int = 1,
-    engine: str | None = None,
-    isl: int | None = None,
-    osl: int | None = None,
-    unproven: bool = False,
-    price: float | None = None,
-) -> Asked:
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """The question as typed; see Asked for what the fields mean."""
+
+    model: str
+    gpu: str
+    recipes: Sequence[str] = ()
+    objective: str = "throughput"
+    max_drop: float = 1.0
+    ttft: str | float | None = None
+    tpot: str | float | None = None
+    context: int | str = 8192
+    batch: int | str = "1..64"
+    tp: int = 1
+    engine: str | None = None
+    isl: int | None = None
+    osl: int | None = None
+    unproven: bool = False
+    price: float | None = None
+
+
+def resolve(words: Words, published: Published) -> Asked:
     """Look every word up.
 
     Raises:
         BadInput: an unknown word, an amount that is none, or a limit that nothing can mean.
     """
-    if objective not in OBJECTIVES:
-        close = difflib.get_close_matches(objective, OBJECTIVES, n=1)
+    _check(words)
+    pair = words.isl, words.osl
+    return Asked(
+        model=published.model(words.model) or catalog.model(words.model),
+        gpu=catalog.target(words.gpu),
+        recipes=_recipes(words.recipes),
+        objective=words.objective,
+        max_drop=words.max_drop,
+        ttft=amounts.seconds(words.ttft, "--ttft") if words.ttft is not None else None,
+        tpot=amounts.seconds(words.tpot, "--tpot") if words.tpot is not None else None,
+        context=amounts.tokens(words.context, "--context"),
+        batches=amounts.batches(words.batch),
+        tp=words.tp,
+        engine=words.engine,
+        lengths=(amounts.tokens(pair[0], "--isl"), amounts.tokens(pair[1], "--osl"))
+        if pair[0] is not None and pair[1] is not None
+        else None,
+        unproven=words.unproven,
+        price=words.price,
+    )
+
+
+def _check(words: Words) -> None:
+    if words.objective not in OBJECTIVES:
+        close = difflib.get_close_matches(words.objective, OBJECTIVES, n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         cure = f"{hint}Objectives: {', '.join(OBJECTIVES)}."
-        raise BadInput(f"no objective {objective!r}.", place="--objective", cure=cure)
-    if not (math.isfinite(max_drop) and 0 <= max_drop < 100):
-        raise BadInput(f"a loss of {max_drop:g} points is not between 0 and 100.", place="--max-drop")
-    if price is not None and not (math.isfinite(price) and price > 0):
-        raise BadInput(f"{price} dollars an hour is no price.", place="--price", cure="Write a number above 0.")
-    if (isl is None) != (osl is None):
+        raise BadInput(f"no objective {words.objective!r}.", place="--objective", cure=cure)
+    if not (math.isfinite(words.max_drop) and 0 <= words.max_drop < 100):
+        raise BadInput(f"a loss of {words.max_drop:g} points is not between 0 and 100.", place="--max-drop")
+    if words.price is not None and not (math.isfinite(words.price) and words.price > 0):
+        raise BadInput(f"{words.price} dollars an hour is no price.", place="--price", cure="Write a number above 0.")
+    if (words.isl is None) != (words.osl is None):
         raise BadInput("one of --isl and --osl is missing.", place="--isl, --osl", cure="Give both or none.")
-    return Asked(
-        model=published.model(model) or catalog.model(model),
-        gpu=catalog.target(gpu),
-        recipes=_recipes(recipes),
-        objective=objective,
-        max_drop=max_drop,
-        ttft=amounts.seconds(ttft, "--ttft") if ttft is not None else None,
-        tpot=amounts.seconds(tpot, "--tpot") if tpot is not None else None,
-        context=amounts.tokens(context, "--context"),
-        batches=amounts.batches(batch),
-        tp=tp,
-        engine=engine,
-        lengths=(amounts.tokens(isl, "--isl"), amounts.tokens(osl, "--osl")) if isl and osl else None,
-        unproven=unproven,
-        price=price,
-    )
 
 
 def _recipes(words: Sequence[str]) -> tuple[tuple[str, Recipe], ...]:

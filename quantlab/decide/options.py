@@ -68,7 +68,8 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
     refused = {each.engine for each in answers if each.refusal}
     near = [cell for cell in evidence.cells if cell.format in names and cell.engine not in refused]
     own = [cell for cell in near if cell.group == here]
-    for known, where in ((own, "measured for this model on this GPU"), (near, "measured elsewhere only")):
+    ours = [cell for cell in near if cell.engine in ENGINES]
+    for known, where in ((own, "measured for this model on this GPU"), (ours, "measured elsewhere only")):
         engine = asked.engine or _most([(cell.engine, cell.format) for cell in known])
         mine = [cell for cell in known if cell.engine == engine]
         if mine and engine:

@@ -1,0 +1,107 @@
+"""The face for GPUs that are not here: `ql.plan_gpu` and `ql.recommend`, and a recommendation that shows itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantlab import amounts, catalog
+from quantlab.ledgers import Ledger
+from quantlab.preflight import GpuPlan, preflight
+from quantlab.records import Grid, Recipe
+
+if TYPE_CHECKING:
+    from quantlab.decide import Recommendation
+
+
+def plan_gpu(
+    model: str,
+    recipes: Sequence[str] = ("fp8", "int4_awq"),
+    *,
+    gpu: str,
+    tp: int = 1,
+    grid: str | None = None,
+    context: int | str | None = None,
+    batch: int | str = 1,
+) -> list[GpuPlan]:
+    """Can these precisions be served on that GPU? `plan_gpu("90b", ["fp8"], gpu="h200", tp=2, context=8192)`.
+
+    Args:
+        model: catalog word, hub id or directory.
+        recipes: recipe words.
+        gpu: word of the catalog, driver name or a YAML file.
+        tp: GPUs that share each layer.
+        grid: grid whose cells must fit; without it `context`, 8,192 tokens by default.
+        context: tokens of a sequence ("8k").
+        batch: sequences at once, or a range ("1..64").
+
+    Raises:
+        BadInput: an unknown word, with "did you mean".
+    """
+    sheet, resolved = catalog.target(gpu), catalog.model(model)
+    cells = catalog.grid(grid).record if grid else None
+    assert cells is None or isinstance(cells, Grid)
+    length = amounts.tokens(context, "--context") if context is not None else None
+    path = Path(resolved.location) if resolved.source == "path" and resolved.shape is None else None
+    found = []
+    for word in recipes:
+        recipe = catalog.recipe(word)
+        assert isinstance(recipe.record, Recipe)
+        asked: dict[str, Any] = {"grid": cells, "context": length, "batches": amounts.batches(batch), "path": path}
+        found.append(preflight(resolved, recipe.name, recipe.record, sheet, tp, **asked))
+    return found
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A recommendation as a notebook shows it; `record` is everything behind it."""
+
+    record: Recommendation
+
+    @property
+    def choice(self) -> str | None:
+        """The recipe to ship, or None."""
+        return self.record.choice
+
+    def __str__(self) -> str:
+        from quantlab.decide import explain
+
+        return "\n".join(explain(self.record))
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<pre style='white-space:pre-wrap'>{html.escape(str(self))}</pre>"
+
+
+def recommend(
+    model: str,
+    *,
+    gpu: str,
+    folders: Sequence[Path | str] = (),
+    published: Path | str | None = None,
+    **words: Any,
+) -> Recommended:
+    """Which precision to ship: `recommend("3b", gpu="rtx4090", tpot="20ms", context="8k", batch="1..64")`.
+
+    Args:
+        model: catalog word, hub id, directory, or a model of the published tables.
+        gpu: word of the catalog, driver name or a YAML file.
+        folders: ledgers, or folders that hold some; default $QUANTLAB_LEDGER or ./runs.
+        published: another file of published tables.
+        **words: as `quantlab recommend --help`: recipes, objective, max_drop, ttft, tpot, batch, tp, engine, isl, osl,
+            unproven, price.
+
+    Raises:
+        BadInput: an unknown word or an amount that is none.
+        LedgerProblem: a ledger that cannot be read.
+    """
+    from quantlab import decide
+    from quantlab.decide import asked, evidence
+
+    tables = catalog.published(Path(published) if published else None)
+    question = asked.resolve(asked.Words(model=model, gpu=gpu, **words), tables)
+    books = [book for folder in folders for book in evidence.ledgers_in(Path(folder))] or [Ledger(None)]
+    return Recommended(decide.recommend(question, evidence.gather(question.model, books, tables)))
