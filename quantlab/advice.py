@@ -44,7 +44,8 @@ def plan_gpu(
     cells = catalog.grid(grid).record if grid else None
     assert cells is None or isinstance(cells, Grid)
     length = amounts.tokens(context, "--context") if context is not None else None
-    path = Path(resolved.location) if resolved.source == "path" and resolved.shape is None else None
+    folder = Path(resolved.location) if resolved.source == "path" else None
+    path = folder if folder and any(folder.glob("*.safetensors")) else None
     found = []
     for word in recipes:
         recipe = catalog.recipe(word)

@@ -214,10 +214,13 @@ def test_wrong_words(empty: Path) -> None:
         ({"batch": "0"}, "not a batch"),
         ({"price": 0.0}, "no price"),
         ({"isl": 128}, "--osl"),
+        ({"engine": "vlm"}, "Did you mean 'vllm'"),
         ({"recipes": ["fp9"]}, "Did you mean 'fp8'"),
     ):
         with pytest.raises(BadInput, match=match):
             asked("3b", "h100", [empty], **words)
+    with pytest.raises(BadInput, match="dimensions of this model"):
+        asked("someone/unknown", "h100", [empty])
     with pytest.raises(BadInput, match="Did you mean 'h200'"):
         asked("3b", "h20", [empty])
 

@@ -130,9 +130,11 @@ def test_beyond_twice_what_was_measured_the_fit_says_nothing() -> None:
     cells = [made(batch) for batch in (1, 4, 16, 64)]
     found = fit(cells)
     assert not isinstance(found, str)
-    assert found.outside(Point(128, 128, 128)) == ""
-    assert "batch 129" in found.outside(Point(128, 128, 129))
-    assert "context" in found.outside(Point(8000, 128, 4))
+    assert found.outside(Point(128, 128, 128), WORK) == ""
+    assert "batch 129" in found.outside(Point(128, 128, 129), WORK)
+    assert "context" in found.outside(Point(8000, 128, 4), WORK)
+    assert "1.3 GB of weights" in found.outside(Point(128, 128, 4), replace(WORK, weight_bytes=1.3e9))
+    assert found.outside(Point(128, 128, 4), replace(WORK, weight_bytes=1.7e9)) == ""
     without = replace(WORK, flops=None)
     refused = predict(wanted(512, work=without), cells)
     assert isinstance(refused, str)

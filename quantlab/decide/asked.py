@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from quantlab import amounts, catalog
 from quantlab.catalog import Datasheet, Published
+from quantlab.engines import ENGINES
 from quantlab.errors import BadInput
 from quantlab.records import Model, Recipe
 
@@ -78,9 +79,18 @@ def resolve(words: Words, published: Published) -> Asked:
         BadInput: an unknown word, an amount that is none, or a limit that nothing can mean.
     """
     _check(words)
+    if words.engine is not None:
+        known = [*ENGINES, *dict.fromkeys(table.engine for table in published.tables if table.engine not in ENGINES)]
+        if words.engine not in known:
+            cure = f"{catalog.nearest(words.engine, known)} Engines: {', '.join(known)}.".strip()
+            raise BadInput(f"no engine {words.engine!r}.", place="--engine", cure=cure)
     pair = words.isl, words.osl
+    model = published.model(words.model) or catalog.model(words.model)
+    if model.shape is None:
+        cure = "Give a directory with its config.json, or a model of the catalog."
+        raise BadInput("the dimensions of this model are not known.", place=words.model, cure=cure)
     return Asked(
-        model=published.model(words.model) or catalog.model(words.model),
+        model=model,
         gpu=catalog.target(words.gpu),
         recipes=_recipes(words.recipes),
         objective=words.objective,

@@ -114,8 +114,7 @@ def _speeds(
 ) -> tuple[dict[int, Prediction], list[str]]:
     speeds: dict[int, Prediction] = {}
     unknown: list[str] = []
-    if asked.model.shape is None:
-        return speeds, [f"the dimensions of {asked.model.location} are not known"]
+    assert asked.model.shape is not None, "asked for in `resolve`"
     known = any(cell.format == name for cell in cells)
     width = 1 if recipe.kv_cache == "fp8" else 2
     todo = work(asked.model.shape, recipe.format, asked.gpu, asked.tp, cache_width=width, group=plan.group_size)

@@ -114,6 +114,8 @@ def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Op
             yield f"Speed of {each.name}: {reason}"
     if asked.ttft and any(speed.first_seconds is None for each in every for speed in each.speeds.values()):
         yield "The time to the first token is not known for every cell; where it is not, --ttft was not applied."
+    if asked.tp > 1 and any(speed.tier in GUESSED for each in every for speed in each.speeds.values()):
+        yield f"What the {asked.tp} GPUs of a layer say to each other is not modelled: predicted speeds are too high."
     if asked.model.modality == "vision":
         yield "Speeds are of text alone: images cost an encoder pass and cross-attention that no cell here holds."
     for reason, count in evidence.unusable.most_common(4):

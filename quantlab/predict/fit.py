@@ -18,6 +18,8 @@ LEAST_ERROR = 0.05
 COVERAGE = 0.8
 REACH = 2.0
 """Batches and contexts up to this factor beyond the measured ones are answered."""
+MODEL_REACH = 4.0
+"""Models whose decode step reads up to this factor fewer or more bytes than the measured ones."""
 PREFILL_EFFICIENCY, PROMPT_SHARE = 0.4, 0.5
 """Taken where only whole times are known and all prompts are shorter than this share of the answer: 1 to 2 % of
 time."""
@@ -68,8 +70,14 @@ class Fit:
     by_group: bool
     """The errors are of whole models or GPUs left out."""
 
-    def outside(self, point: Point) -> str:
+    def outside(self, point: Point, work: Work) -> str:
         """Why the model says nothing there; empty inside its range."""
+        sizes = [cell.work.weight_bytes for cell in self.cells]
+        if not min(sizes) / MODEL_REACH <= work.weight_bytes <= max(sizes) * MODEL_REACH:
+            return (
+                f"{work.weight_bytes / 1e9:.2g} GB of weights a GPU are outside what was measured ({min(sizes) / 1e9:.2g} "
+                f"to {max(sizes) / 1e9:.2g} GB, and {MODEL_REACH:g} times beyond)."
+            )
         batches = [cell.point.batch for cell in self.cells]
         contexts = [cell.point.context for cell in self.cells]
         for what, value, known in (("batch", point.batch, batches), ("a mean context of", point.context, contexts)):

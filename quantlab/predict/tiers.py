@@ -48,7 +48,7 @@ def predict(wanted: Wanted, cells: Sequence[Cell]) -> Prediction | str:
     why = []
     for name, known in (("fit", own), ("transfer", same)):
         fitted = fit(known, by_group=name == "transfer")
-        said = fitted if isinstance(fitted, str) else fitted.outside(wanted.point)
+        said = fitted if isinstance(fitted, str) else fitted.outside(wanted.point, wanted.work)
         if not isinstance(fitted, str) and not said:
             made = _fitted(wanted, fitted, "fit" if name == "fit" else "transfer")
             return line if line is not None and line.spread <= made.spread else made
