@@ -162,6 +162,32 @@ def test_objectives(objective: str, choice: str, batch: int, empty: Path) -> Non
     assert found.choice == choice
 
 
+def test_measured_energy_is_ranked_by_and_an_invalid_one_is_not(tmp_path: Path) -> None:
+    """The same cells with a draw: int4_awq uses the fewest joules a token although it is not the fastest."""
+    joules = {"bf16": 0.09, "fp8": 0.06, "int4_awq": 0.04}
+    for valid in (True, False):
+        ledger = tmp_path / str(valid)
+        for path in sorted(RESULTS.rglob("throughput/*.json")):
+            entry = json.loads(path.read_text())
+            for cell in entry["result"]["cells"]:
+                number = {"value": joules[entry["recipe"]] + 1 / cell["batch"], "unit": "joules"}
+                cell["power"] = {"joules_per_token": number, "watts": 500.0, "valid": valid}
+            place = ledger / "entries" / "throughput" / f"{path.parts[-4]}-{path.name}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(entry))
+        (ledger / "ledger.json").write_text('{"schema": 1}')
+    found = asked("3b", "h100", [tmp_path / "True"], objective="energy", unproven=True, max_drop=5)
+    row = next(row for row in found.rows if row.status == "chosen")
+    assert (row.recipe, row.energy_measured) == ("int4_awq", True)
+    assert row.joules_per_million == pytest.approx((0.04 + 1 / 64) * 1e6)
+    assert row.at is not None
+    assert row.at.tokens_per_second == pytest.approx(12385.4, abs=0.1), "the speed stays a speed"
+    assert "tokens a joule" in next(each.why for each in found.rows if each.recipe == "bf16")
+    found = asked("3b", "h100", [tmp_path / "False"], objective="energy", unproven=True, max_drop=5)
+    row = next(row for row in found.rows if row.status == "chosen")
+    assert (row.recipe, row.energy_measured) == ("fp8", False)
+
+
 def test_limits_cut_batches_away(empty: Path) -> None:
     found = asked("3b", "h100", [RESULTS], unproven=True, tpot="3ms", ttft="50ms")
     chosen = next(row for row in found.rows if row.status == "chosen")

@@ -52,7 +52,8 @@ class Row(Answer, frozen=True, kw_only=True):
     accuracy: str = ""
     """Where the accuracy comes from, or that it was not shown."""
     joules_per_million: float | None = None
-    """Energy of a million output tokens at the power limit: an upper bound."""
+    """Energy of a million output tokens: measured, or at the power limit, an upper bound."""
+    energy_measured: bool = False
     dollars_per_million: float | None = None
     """Rent for a million output tokens."""
 

@@ -60,13 +60,13 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
         relax=tuple(words.relax(asked, every)) if choice is None else (),
         missing=tuple(words.missing(asked, evidence, where, every)),
         next_steps=tuple(words.next_steps(asked, where, every, choice, second, pairs)),
-        assumptions=tuple(words.assumptions(asked)),
+        assumptions=tuple(words.assumptions(asked, every)),
     )
 
 
 def best(asked: Asked, option: Option) -> tuple[int, Prediction]:
-    """The batch that suits the objective, and the speed there."""
-    usable = option.usable
+    """The batch that suits the objective, and the merit there."""
+    usable = option.merits
     if asked.objective in ("latency", "memory"):
         return min(usable.items())
     return max(usable.items(), key=lambda item: item[1].tokens_per_second)
@@ -108,11 +108,11 @@ def _by_batch(asked: Asked, able: Sequence[Option], choice: Option | None) -> li
     """The winner at each batch; a choice that is tied with the fastest stays: shipping two costs more."""
     found = []
     for batch in asked.batches:
-        here = [each for each in able if batch in each.usable]
+        here = [each for each in able if batch in each.merits]
         if not here:
             continue
-        leader = max(here, key=lambda each: each.speeds[batch].tokens_per_second)
-        ties = [each for each in here if each is leader or not differ(each.speeds[batch], leader.speeds[batch])]
+        leader = max(here, key=lambda each: each.merits[batch].tokens_per_second)
+        ties = [each for each in here if each is leader or not differ(each.merits[batch], leader.merits[batch])]
         ordered = sorted(_by_accuracy_and_memory(asked, ties), key=lambda each: each is not choice)
         found.append(AtBatch(batch=batch, recipe=ordered[0].name, ties=tuple(each.name for each in ordered[1:])))
     return found
@@ -145,17 +145,23 @@ def _pairs(able: Sequence[Option]) -> list[Pair]:
 
 
 def _row(asked: Asked, option: Option, choice: Option | None, second: Option | None) -> Row:
-    usable = option.usable
-    batch, speed = best(asked, option) if usable else (None, None)
+    batch = best(asked, option)[0] if option.merits else None
+    speed = option.speeds[batch] if batch is not None else None
     status = "chosen" if option is choice else "runner-up" if option is second else "lost"
     held = option.plan.footprint
     speeds = tuple(_speed(each, found, option.over.get(each, "")) for each, found in option.speeds.items())
     joules, dollars = words.per_million(asked, speed)
+    drawn = speed is not None and speed.joules_per_token is not None
     shown = option.accuracy
     return Row(
         recipe=option.name,
         status=status,
-        why=words.why(asked, option, choice, best(asked, choice)[1] if choice else None, speed),
+        why=words.why(
+            asked,
+            option,
+            choice,
+            *(best(asked, each)[1] if each and each.merits else None for each in (choice, option)),
+        ),
         memory_bytes=option.memory(asked.context, batch or min(asked.batches)) if held else None,
         weights_bytes=held.weights if held else None,
         at=next((each for each in speeds if each.batch == batch), None),
@@ -165,6 +171,7 @@ def _row(asked: Asked, option: Option, choice: Option | None, second: Option | N
         drop_high=shown.high if shown and not shown.verdict else None,
         accuracy=shown.source if shown else "not shown for this model",
         joules_per_million=joules,
+        energy_measured=drawn,
         dollars_per_million=dollars,
     )
 
@@ -202,7 +209,7 @@ def _stability(asked: Asked, able: Sequence[Option], choice: Option) -> float:
 
 
 def _drawn(option: Option, batch: int, random: np.random.Generator, common: np.ndarray) -> np.ndarray:
-    speed = {batch: option.speeds[batch]}
+    speed = {batch: option.merits[batch]}
     return draw(speed, [batch], random, common)[:, 0]
 
 

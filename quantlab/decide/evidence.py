@@ -182,7 +182,15 @@ def _cell(cell: Measured, todo: Work, engine: str, recipe: str, group: str, sour
         step.value if step and step.value > 0 else None,
         "measured",
         source,
+        _joules(cell),
     )
+
+
+def _joules(cell: Measured) -> float | None:
+    """Energy of a token where it was measured and held to be valid."""
+    power = cell.power
+    energy = power.joules_per_token if power and power.valid else None
+    return energy.value if energy and energy.value > 0 else None
 
 
 def _known(word: str, checkpoint: dict[str, Any], published: Published) -> Model | None:

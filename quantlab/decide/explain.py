@@ -38,7 +38,7 @@ def _row(row: Row) -> Iterator[str]:
         interval = f" [{row.drop_low:.2f}, {row.drop_high:.2f}]" if row.drop_low != row.drop_high else ""
         figures.append(f"loses {row.drop:.2f}{interval} points")
     if row.joules_per_million:
-        figures.append(f"at most {row.joules_per_million / 3.6e6:.3g} kWh")
+        figures.append(f"{'' if row.energy_measured else 'at most '}{row.joules_per_million / 3.6e6:.3g} kWh")
     if row.dollars_per_million:
         figures.append(f"${row.dollars_per_million:.3g} a million tokens")
     if figures:

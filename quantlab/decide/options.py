@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quantlab import support
 from quantlab.decide.asked import Asked
@@ -38,11 +38,24 @@ class Option:
     """Why it cannot be chosen whatever its speed; empty: it can."""
     unproven: bool = False
     """Nothing but the missing proof of its accuracy stands against it."""
+    by_joules: bool = False
+    """The objective is energy, and every option that can be chosen has measured some."""
 
     @property
     def usable(self) -> dict[int, Prediction]:
         """Batches within all limits."""
         return {batch: speed for batch, speed in self.speeds.items() if batch not in self.over}
+
+    @property
+    def merits(self) -> dict[int, Prediction]:
+        """What options are ranked by: tokens a second, or tokens a joule where all of them have measured energy."""
+        if not self.by_joules:
+            return self.usable
+        return {
+            batch: replace(speed, tokens_per_second=1 / joules, low=0.95 / joules, high=1.05 / joules)
+            for batch, speed in self.usable.items()
+            if (joules := speed.joules_per_token)
+        }
 
     def memory(self, context: int, batch: int) -> int:
         """Bytes on each GPU."""
@@ -83,7 +96,10 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
 
 def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:
     """All recipes of the question, in its order."""
-    return [_option(asked, evidence, where, name, recipe) for name, recipe in asked.recipes]
+    found = [_option(asked, evidence, where, name, recipe) for name, recipe in asked.recipes]
+    able = [each for each in found if not each.lost]
+    measured = all(any(speed.joules_per_token for speed in each.usable.values()) for each in able)
+    return [replace(each, by_joules=asked.objective == "energy" and measured and not each.lost) for each in found]
 
 
 def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe: Recipe) -> Option:

@@ -53,9 +53,10 @@ def why(asked: Asked, option: Option, choice: Option | None, ahead: Prediction |
     ratio = own.tokens_per_second / ahead.tokens_per_second
     if asked.objective == "memory":
         return "needs more memory"
+    what = "tokens a joule" if option.by_joules else "speed"
     if not differ(ahead, own):
-        return "a tie in speed within the errors; behind in accuracy or memory"
-    return f"{ratio:.2f} times the speed of {choice.name if choice else ''}"
+        return f"a tie in {what} within the errors; behind in accuracy or memory"
+    return f"{ratio:.2f} times the {what} of {choice.name if choice else ''}"
 
 
 def crossing(cross: Crossover, one: Option, other: Option) -> str:
@@ -79,23 +80,25 @@ def per_million(asked: Asked, speed: Prediction | None) -> tuple[float | None, f
         return None, None
     seconds = 1e6 / speed.tokens_per_second
     watts, price = asked.gpu.power_watts, asked.price or asked.gpu.price_per_hour
+    drawn = speed.joules_per_token
     return (
-        watts * asked.tp * seconds if watts else None,
+        drawn * 1e6 if drawn else watts * asked.tp * seconds if watts else None,
         price * asked.tp * seconds / 3600 if price else None,
     )
 
 
-def assumptions(asked: Asked) -> Iterator[str]:
+def assumptions(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
     """What energy and cost stand on."""
     gpu = asked.gpu
+    by_joules = any(each.by_joules for each in every)
     if gpu.power_watts:
-        yield f"Energy: the GPU draws its limit of {gpu.power_watts:g} W throughout, an upper bound; not measured here."
+        yield f"Energy where not measured: the GPU draws its limit of {gpu.power_watts:g} W throughout, an upper bound."
     if asked.price:
         yield f"Cost: ${asked.price:g} an hour, as given."
     elif gpu.price_per_hour:
         where_from = f"{gpu.price_date}, {gpu.price_source}"
         yield f"Cost: ${gpu.price_per_hour:g} an hour, assumed ({where_from}); --price changes it."
-    if asked.objective in ("energy", "cost"):
+    if asked.objective == "cost" or (asked.objective == "energy" and not by_joules):
         yield f"With equal power and price for all precisions, {asked.objective} orders them as throughput does."
     yield "Busy all the time at the batch that is named; idle hours cost the same."
 
@@ -190,5 +193,5 @@ def next_steps(
                 f"Crossover: batches {pair.low:.0f} to {pair.high:.0f} of {pair.ahead_below} and {pair.ahead_above} "
                 "would narrow where they cross."
             )
-    if asked.objective == "energy":
+    if asked.objective == "energy" and not any(each.by_joules for each in every):
         yield "Energy: measure the power draw; a limit is not a draw."

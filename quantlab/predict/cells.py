@@ -74,6 +74,8 @@ class Cell:
     """Time per output token after the first."""
     provenance: Literal["measured", "published"] = "measured"
     source: str = ""
+    joules_per_token: float | None = None
+    """Measured draw of all GPUs, where it was valid."""
 
     @property
     def sound(self) -> bool:
@@ -114,6 +116,8 @@ class Prediction:
     """Indicative wherever it is predicted."""
     rankable: bool = True
     """False: too unsure to rank a precision by."""
+    joules_per_token: float | None = None
+    """Measured, never predicted."""
 
     @property
     def spread(self) -> float:

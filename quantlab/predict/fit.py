@@ -75,8 +75,8 @@ class Fit:
         sizes = [cell.work.weight_bytes for cell in self.cells]
         if not min(sizes) / MODEL_REACH <= work.weight_bytes <= max(sizes) * MODEL_REACH:
             return (
-                f"{work.weight_bytes / 1e9:.2g} GB of weights a GPU are outside what was measured ({min(sizes) / 1e9:.2g} "
-                f"to {max(sizes) / 1e9:.2g} GB, and {MODEL_REACH:g} times beyond)."
+                f"{work.weight_bytes / 1e9:.2g} GB of weights a GPU are outside what was measured "
+                f"({min(sizes) / 1e9:.2g} to {max(sizes) / 1e9:.2g} GB, and {MODEL_REACH:g} times beyond)."
             )
         batches = [cell.point.batch for cell in self.cells]
         contexts = [cell.point.context for cell in self.cells]

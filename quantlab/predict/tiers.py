@@ -89,6 +89,7 @@ def _measured(wanted: Wanted, own: Sequence[Cell]) -> Prediction | None:
         f"{len(exact)} cell{'s' if len(exact) > 1 else ''}: {', '.join(sorted({cell.source for cell in exact}))}",
         _mean([cell.step_seconds for cell in exact]) or middle / wanted.point.osl,
         _mean([cell.first_seconds for cell in exact]),
+        joules_per_token=_mean([cell.joules_per_token for cell in exact]),
     )
 
 
