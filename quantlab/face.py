@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantlab import pipeline
 from quantlab.ledgers import Ledger
 from quantlab.records import Candidate, Run
+
+if TYPE_CHECKING:
+    from quantlab.preflight import GpuPlan
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,17 @@ def run(
 
 
 def plan(
-    model: str, recipes: Sequence[str] = ("fp8", "int4_awq"), *, root: Path | str | None = None, **words: Any
-) -> pipeline.Planned:
-    """What `run` would do, from configuration and file headers alone."""
+    model: str,
+    recipes: Sequence[str] = ("fp8", "int4_awq"),
+    *,
+    root: Path | str | None = None,
+    gpu: str | None = None,
+    **words: Any,
+) -> pipeline.Planned | list[GpuPlan]:
+    """What `run` would do here, from configuration and file headers alone; with `gpu`, whether a GPU that is not here
+    could serve it: `plan("90b", ["fp8"], gpu="h200", tp=2, context="8k")`, see `quantlab.advice.plan_gpu`."""
+    if gpu is not None:
+        from quantlab.advice import plan_gpu
+
+        return plan_gpu(model, recipes, gpu=gpu, **words)
     return pipeline.plan_run(pipeline.Ask(model=model, recipes=tuple(recipes), **words), Ledger(root))

@@ -158,7 +158,7 @@ def explain(plan: GpuPlan) -> list[str]:
         lines.append(f"{line}: {each.refusal or 'serves it.'}")
     if plan.calibration_bytes:
         seconds = plan.calibration_seconds
-        about = f", about {seconds:,.0f} s (within a factor of 3)" if seconds else ""
+        about = f", about {seconds:,.0f} s (scaled from 3B on an H100: a guess)" if seconds else ""
         lines.append(f"Quantizing: about {gb(plan.calibration_bytes)} of GPU memory{about}.")
     lines += [f"Quantizing here: {each}" for each in plan.calibration_refusals]
     if plan.disk_bytes:

@@ -258,7 +258,7 @@ def test_the_command_in_text_and_json(empty: Path) -> None:
     words = ["recommend", "--model", "3b", "--gpu", "h100", "--ledger", str(RESULTS), "--unproven", "--batch", "1..64"]
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("For 3b on 1 x h100, ship fp8 (throughput).")
+    assert done.output.startswith("For 3b on 1 x h100, ship fp8 (throughput) if its accuracy holds.")
     for part in (
         "bf16: runner-up: 0.76 times the speed of fp8",
         "Next: Accuracy",

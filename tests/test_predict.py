@@ -209,13 +209,28 @@ def test_no_crossover_is_said_as_such_and_a_doubtful_one_is_doubtful() -> None:
 
 
 def test_the_published_tables_are_cells_with_a_source(published: Evidence) -> None:
-    assert len(published.cells) == 30
+    assert len(published.cells) == 45
     assert {cell.provenance for cell in published.cells} == {"published"}
     assert all(cell.sound for cell in published.cells)
     tables = {table.name: table for table in catalog.published().tables}
     assert [cell.tokens_per_second for cell in tables["h200-90b"].cells] == [12800, 10400, 8600]
     assert not tables["h200-90b"].usable
     assert published.accuracy["int4_awq"].drop == pytest.approx(60.8 - 57.71)
+
+
+def test_transfers_between_gpus_and_models_hold_on_nvidias_old_tables(published: Evidence) -> None:
+    """Eight H100 cells and four of an L40S, each predicted without itself: most inside, the four-GPU one outside."""
+    cells = [cell for cell in published.cells if cell.engine == "trtllm-0.6" and cell.format == "fp8"]
+    inside = {}
+    for cell in cells:
+        rest = [each for each in cells if each is not cell]
+        found = answer(predict(Wanted(cell.point, cell.work, cell.engine, cell.format, cell.group), rest))
+        assert found.tier == "transfer"
+        inside[cell.group, cell.point] = found.low <= cell.tokens_per_second <= found.high
+    assert len(inside) == 12
+    assert sum(inside.values()) >= 10
+    four = next(key for key in inside if "4 x h100" in key[0])
+    assert not inside[four], "what four GPUs say to each other is not in the model"
 
 
 @pytest.mark.parametrize(

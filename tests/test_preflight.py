@@ -27,7 +27,7 @@ RECIPES = [found.name for found in catalog.names("recipe")]
 
 
 def planned(word: str, model: str, gpu: str, tp: int = 1, **words: int | str) -> GpuPlan:
-    return ql.plan_gpu(model, [word], gpu=gpu, tp=tp, **words)[0]
+    return ql.plan(model, [word], gpu=gpu, tp=tp, **words)[0]
 
 
 def test_90b_by_hand() -> None:

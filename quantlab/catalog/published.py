@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -72,6 +73,8 @@ class PublishedTable(Strict, frozen=True, kw_only=True):
     gpu: str
     """Word of the GPU catalog."""
     gpus: int = 1
+    kv_cache: Literal["none", "fp8"] = "none"
+    """Precision of the key/value cache."""
     usable: bool = True
     """False: compared only, never fitted; `notes` says why."""
     notes: str = ""

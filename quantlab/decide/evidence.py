@@ -40,7 +40,7 @@ class Shown:
     """measured or published."""
     source: str
     verdict: str = ""
-    """The run's own verdict where it was not about the margin: anomalous, infeasible."""
+    """The run's own verdict where it was not about the margin: anomalous, a collapse."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _published(found: Evidence, model: Model, published: Published) -> None:
             found.cells.append(
                 Cell(
                     Point(cell.isl, cell.osl, cell.batch),
-                    work(shape, cell.recipe, gpu, tp),
+                    work(shape, cell.recipe, gpu, tp, cache_width=1 if table.kv_cache == "fp8" else 2),
                     table.engine,
                     cell.recipe,
                     group_of(cell.model, table.gpu, tp),
@@ -211,7 +211,7 @@ def _accuracy(found: Evidence, run: Run) -> None:
     """Newer runs come later and replace what is there; a run without a comparison replaces nothing."""
     for each in run.candidates:
         suite = each.comparison.suite if each.comparison else None
-        if each.verdict.status in ("anomalous", "infeasible"):
+        if each.verdict.status == "anomalous":  # "infeasible" speaks of the host of the run, not of this GPU
             found.accuracy[each.recipe_name] = Shown(
                 0.0, 0.0, 0.0, "measured", run.suite_name, f"{each.verdict.status}: {each.verdict.reason}"
             )

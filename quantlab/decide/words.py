@@ -26,7 +26,9 @@ def sentence(asked: Asked, every: Sequence[Option], choice: Option | None, by_ba
     target = f"{asked.model.word} on {asked.tp} x {asked.gpu.word}"
     if choice is None:
         return f"No precision of {target} is within all limits; see what to relax."
-    said = f"For {target}, ship {choice.name} ({asked.objective})."
+    guess = all(speed.provenance == "predicted" for speed in choice.usable.values())
+    doubts = [*(["its accuracy holds"] if choice.unproven else []), *(["the predictions hold"] if guess else [])]
+    said = f"For {target}, ship {choice.name} ({asked.objective}){' if ' + ' and '.join(doubts) if doubts else ''}."
     runs: list[list[str | int]] = []
     for each in by_batch:
         if runs and runs[-1][0] == each.recipe:

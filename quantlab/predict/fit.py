@@ -27,6 +27,13 @@ time."""
 
 SERVERS = ("vllm", "trtllm", "sglang")
 """Server engines: their layers run back to back, as one recorded graph."""
+
+
+def is_server(engine: str) -> bool:
+    """ "trtllm-0.6" is one too: a version that is an engine of its own."""
+    return engine.partition("-")[0] in SERVERS
+
+
 LAYER_STEP = 40e-6
 """Seconds a layer and step beside its bytes and operations, taken for server engines where the cells cannot tell: bf16
 and FP8 of 3B on our H100 differ by their weights only and leave 1.3 ms for 28 layers, 46 us each."""
@@ -140,7 +147,7 @@ def _solve(cells: Sequence[Cell]) -> Coefficients:
     """
     split = all(cell.first_seconds is not None and cell.step_seconds is not None for cell in cells)
     several = len({round(cell.work.weights_seconds, 9) for cell in cells}) > 1
-    given = LAYER_STEP if not several and cells[0].engine in SERVERS else 0.0
+    given = LAYER_STEP if not several and is_server(cells[0].engine) else 0.0
     free = not split and any(cell.point.isl > PROMPT_SHARE * cell.point.osl for cell in cells)
     first, prefill = _prefill(cells) if split else (0.0, 1 / PREFILL_EFFICIENCY)
     rows, times = [], []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from quantlab.predict.cells import Cell, Point, Prediction, Tier, Wanted
-from quantlab.predict.fit import LAYER_STEP, LEAST_ERROR, SERVERS, Coefficients, Fit, fit
+from quantlab.predict.fit import LAYER_STEP, LEAST_ERROR, Coefficients, Fit, fit, is_server
 
 TRANSFER = math.log(1.4)
 """Carried to another data-centre GPU, a fit was within x0.7 to x1.4 (llama 8B/70B on H100, H200, B200)."""
@@ -133,7 +133,7 @@ def _roofline(wanted: Wanted) -> Prediction | str:
     if not wanted.work.flops:
         return "And the data sheet gives no operations a second for this format, so there is no roofline either."
     memory, compute = EFFICIENCY
-    server = wanted.engine in SERVERS
+    server = is_server(wanted.engine)
     rates = Coefficients(LAYER_STEP if server else 0.0, 1 / memory, 1 / compute, 0.0, 1 / compute)
     step = rates.step_seconds(wanted.work, wanted.point)
     seconds = rates.seconds(wanted.work, wanted.point)
