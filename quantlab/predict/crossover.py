@@ -33,7 +33,7 @@ class Crossover:
     """Of the point estimates; NaN where they do not cross."""
     low: float
     high: float
-    """The middle 80 % of the draws that cross."""
+    """The middle 80 % of the draws that cross within these batches, and the point itself."""
     share: float
     """Draws that cross in this direction."""
 
@@ -66,6 +66,8 @@ def crossover(
     falling = bool(middle[0] > middle[-1])
     found = [each for row in gaps if bool(row[0] > row[-1]) == falling and (each := _first_change(batches, row))]
     low, high = (float(each) for each in np.quantile(found, [0.1, 0.9])) if found else (math.nan, math.nan)
+    if point is not None and found:
+        low, high = min(low, point), max(high, point)
     names = (one, other) if falling else (other, one)
     return Crossover(*names, point if point is not None else math.nan, low, high, len(found) / DRAWS)
 

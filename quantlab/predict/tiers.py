@@ -22,6 +22,9 @@ SMALL_STEP, SMALL_BAND = 3e-3, 0.5
 """Steps under 3 ms are mostly host: the lower end widens to this."""
 INNER = 1.5
 """The largest error of two or three inner batches covers 67 to 75 % alone. Without inner batches: as TRANSFER."""
+FOUR_BIT = math.log(1.6)
+"""4-bit kernels change their way of working between batch 1 and 64: a straight line from 1 to 64 was 35 to 49 % too fast
+at 8 on NVIDIA's H200 tables, after which this was chosen."""
 UNCALIBRATED_GAP = math.log(1.25)
 """Predicted speeds closer than this do not rank precisions: the sign was right in 50 to 90 % of pairs."""
 
@@ -105,7 +108,8 @@ def _between(wanted: Wanted, own: Sequence[Cell]) -> Prediction | None:
         math.log(_interpolate(line, left, right, middle)[0] / line[middle][0])
         for left, middle, right in zip(batches, batches[1:], batches[2:], strict=False)
     ]
-    width = max([LEAST_ERROR, *(INNER * abs(each) for each in errors)]) if errors else TRANSFER
+    blind = FOUR_BIT if wanted.format.startswith(("int4", "w4")) else TRANSFER
+    width = max([LEAST_ERROR, *(INNER * abs(each) for each in errors)]) if errors else blind
     seconds, step, first = _interpolate(line, max(below), min(above), wanted.point.batch)
     tokens = wanted.point.batch * wanted.point.osl
     basis = f"between batch {max(below)} and {min(above)} at the same lengths"
