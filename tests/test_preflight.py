@@ -163,6 +163,8 @@ def test_the_command_answers_in_text_and_json(tmp_path: Path) -> None:
 
 def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
+    mine.write_text(CliRunner().invoke(cli, ["show", "gpu", "rtx4090"]).output)
+    assert catalog.target(str(mine)) == catalog.target("rtx4090"), "what is shown can be changed and read again"
     sheet = msgspec.to_builtins(catalog.target("rtx4090"))
     mine.write_text(json.dumps(sheet | {"word": "rtx4090-48", "memory_bytes": 48_000_000_000}))
     assert planned("fp8", "11b", str(mine), context=8192).gpu == "rtx4090-48"

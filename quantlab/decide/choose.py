@@ -38,11 +38,12 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
     """
     where = setting(asked, evidence)
     every = options(asked, evidence, where)
-    order = _rank(asked, [each for each in every if not each.lost])
+    able = [each for each in every if not each.lost]
+    order = _rank(asked, able)
     choice = order[0] if order else None
     second = order[1] if len(order) > 1 else None
-    pairs = _pairs([each for each in every if each.speeds and not _hopeless(each)])
-    by_batch = _by_batch(asked, [each for each in every if not each.lost], choice)
+    pairs = _pairs([each for each in every if each.speeds and each.plan.fits])
+    by_batch = _by_batch(asked, able, choice)
     return Recommendation(
         model=asked.model.word,
         gpu=asked.gpu.word,
@@ -56,7 +57,7 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
         by_batch=tuple(by_batch),
         rows=tuple(_row(asked, each, choice, second) for each in every),
         crossovers=tuple(pairs),
-        stability=_stability(asked, [each for each in every if not each.lost], choice) if choice else None,
+        stability=_stability(asked, able, choice) if choice else None,
         relax=tuple(words.relax(asked, every)) if choice is None else (),
         missing=tuple(words.missing(asked, evidence, where, every)),
         next_steps=tuple(words.next_steps(asked, where, every, choice, second, pairs)),
@@ -116,10 +117,6 @@ def _by_batch(asked: Asked, able: Sequence[Option], choice: Option | None) -> li
         ordered = sorted(_by_accuracy_and_memory(asked, ties), key=lambda each: each is not choice)
         found.append(AtBatch(batch=batch, recipe=ordered[0].name, ties=tuple(each.name for each in ordered[1:])))
     return found
-
-
-def _hopeless(option: Option) -> bool:
-    return not option.plan.fits
 
 
 def _pairs(able: Sequence[Option]) -> list[Pair]:

@@ -23,8 +23,8 @@ SMALL_STEP, SMALL_BAND = 3e-3, 0.5
 INNER = 1.5
 """The largest error of two or three inner batches covers 67 to 75 % alone. Without inner batches: as TRANSFER."""
 FOUR_BIT = math.log(1.6)
-"""4-bit kernels change their way of working between batch 1 and 64: a straight line from 1 to 64 was 35 to 49 % too fast
-at 8 on NVIDIA's H200 tables, after which this was chosen."""
+"""4-bit kernels change their way of working with the batch: a straight line from 1 to 64 was 35 to 49 % too fast at 8
+on NVIDIA's H200 tables, after which this was chosen."""
 UNCALIBRATED_GAP = math.log(1.25)
 """Predicted speeds closer than this do not rank precisions: the sign was right in 50 to 90 % of pairs."""
 
