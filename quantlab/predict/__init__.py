@@ -12,12 +12,15 @@ Every answer names its tier; the next one is asked only where the one before has
 The additive model of one decode step (facts: it explains NVIDIA's six RTX 4090 cells within 6 %, where the usual
 "weights + KV over one bandwidth" misses by up to 72 %):
 
-    step    = t_l layers + a_w W / BW + b a_s (2P / F + s K / BW)        prefill = p0 + a_p b isl 2P / F
+    step    = t_l layers + a_w W / BW + b (t_s + a_s (2P / F + s K / BW))        prefill = p0 + a_p b isl 2P / F
 
 W weight bytes a GPU reads, K cache bytes a token, s mean context, b sequences, P weights multiplied, F operations a
-second. a_w, a_s, a_p are inverse efficiencies (1 is the data sheet), t_l and p0 what no hardware
-explains (launches, gaps, host). It is linear in them, so the fit is non-negative least squares on relative errors.
-Its limits: one step is never cheaper than at batch 1, so it bends too early; efficiencies are an engine's and a
+second. a_w, a_s, a_p are inverse efficiencies (1 is the data sheet); t_l, t_s and p0 are what no hardware explains:
+launches and gaps of a layer, scheduling and sampling of a sequence, the host. In vLLM on an H100 a sequence costs as
+much in 1B as in 3B, 15 us a step, which is most of a large batch. The model is linear in all of them, so the fit is
+non-negative least squares on relative errors; what the cells cannot tell apart (t_l with one model on one GPU, t_s with
+one context as well) is given or left out. Its limits: it bends too early, because multiplying hides behind reading
+until one of them is full; 4-bit kernels are not straight in the batch at all; efficiencies are an engine's and a
 precision's, never carried across; and nothing is said beyond twice the batches and contexts that were measured.
 
 Intervals hold about 80 %: the held-out errors of leaving one cell (or one GPU and model) out, by order statistic, and

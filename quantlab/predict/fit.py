@@ -15,7 +15,9 @@ LEAST_CELLS = 4
 """Fewer cannot give an 80 % interval by order statistic."""
 LEAST_ERROR = 0.05
 """Two leases of one H100 differed by 0.5 to 10 %: no interval is narrower."""
-COVERAGE = 0.8
+COVERAGE, NEIGHBOURS = 0.8, 1.25
+"""Of an interval; and what its width is multiplied by, because a cell that is left out leaves its neighbours there:
+without it 14 of 20 cells were inside."""
 REACH = 2.0
 """Batches and contexts up to this factor beyond the measured ones are answered."""
 MODEL_REACH = 4.0
@@ -44,6 +46,8 @@ class Coefficients:
     """Seconds that no hardware explains, and inverse efficiencies."""
 
     layer: float
+    each: float
+    """A sequence and step: scheduling and sampling, whatever the model."""
     weights: float
     sequence: float
     first: float
@@ -51,8 +55,8 @@ class Coefficients:
 
     def step_seconds(self, work: Work, point: Point) -> float:
         """One decode step of the whole batch."""
-        sequence = point.batch * work.sequence_seconds(point.context)
-        return self.layer * work.layers + self.weights * work.weights_seconds + self.sequence * sequence
+        one = self.each + self.sequence * work.sequence_seconds(point.context)
+        return self.layer * work.layers + self.weights * work.weights_seconds + point.batch * one
 
     def first_seconds(self, work: Work, point: Point) -> float:
         """Prefill of the whole batch."""
@@ -128,7 +132,8 @@ def fit(cells: Sequence[Cell], *, by_group: bool = False) -> Fit | str:
             errors += [math.log(found.seconds(cell.work, cell.point) / cell.seconds) for cell in out]
     if len(errors) < LEAST_CELLS:
         return f"{len(errors)} held-out errors are too few: {LEAST_CELLS} are needed."
-    return Fit(_solve(known), tuple(known), tuple(errors), max(half_width(errors), LEAST_ERROR), by_group)
+    width = half_width(errors) * (1 if by_group else NEIGHBOURS)
+    return Fit(_solve(known), tuple(known), tuple(errors), max(width, LEAST_ERROR), by_group)
 
 
 def half_width(errors: Sequence[float]) -> float:
@@ -147,6 +152,7 @@ def _solve(cells: Sequence[Cell]) -> Coefficients:
     """
     split = all(cell.first_seconds is not None and cell.step_seconds is not None for cell in cells)
     several = len({round(cell.work.weights_seconds, 9) for cell in cells}) > 1
+    varied = len({round(cell.work.sequence_seconds(cell.point.context), 12) for cell in cells}) > 1
     given = LAYER_STEP if not several and is_server(cells[0].engine) else 0.0
     free = not split and any(cell.point.isl > PROMPT_SHARE * cell.point.osl for cell in cells)
     first, prefill = _prefill(cells) if split else (0.0, 1 / PREFILL_EFFICIENCY)
@@ -158,11 +164,12 @@ def _solve(cells: Sequence[Cell]) -> Coefficients:
         whole = (cell.step_seconds if split else cell.seconds) or math.inf
         known = whole - steps * given * work.layers - (0.0 if split or free else prefill * prompt)
         sequence = point.batch * work.sequence_seconds(point.context)
-        features = (float(several) * work.layers, work.weights_seconds, sequence)
-        rows.append([*(steps * each / whole for each in features), *([prompt / whole] if free else [])])
+        alone = float(varied) * point.batch
+        features = (float(several) * work.layers, alone, work.weights_seconds, sequence)
+        rows.append([*(steps * feature / whole for feature in features), *([prompt / whole] if free else [])])
         times.append(max(known / whole, 1e-3))
-    layer, weights, each_sequence, *fitted = _least_squares(rows, times)
-    return Coefficients(layer + given, weights, each_sequence, first, fitted[0] if free else prefill)
+    layer, each, weights, sequence, *fitted = _least_squares(rows, times)
+    return Coefficients(layer + given, each, weights, sequence, first, fitted[0] if free else prefill)
 
 
 def _least_squares(rows: Sequence[Sequence[float]], times: Sequence[float]) -> list[float]:

@@ -11,6 +11,9 @@ from quantlab.predict.fit import LAYER_STEP, LEAST_ERROR, Coefficients, Fit, fit
 
 TRANSFER = math.log(1.4)
 """Carried to another data-centre GPU, a fit was within x0.7 to x1.4 (llama 8B/70B on H100, H200, B200)."""
+ONE_GROUP = math.log(1.9)
+"""A fit to one model on one GPU cannot tell what belongs to the model: 15 cells of 1B predicted from 3B on the same
+H100 were up to 1.9 times too fast."""
 EFFICIENCY = (0.65, 0.5)
 """Share of bandwidth and of operations that server engines reach, from the literature; 9 sets: x0.55 to x1.7 around
 it."""
@@ -120,7 +123,8 @@ def _between(wanted: Wanted, own: Sequence[Cell]) -> Prediction | None:
 
 def _fitted(wanted: Wanted, fitted: Fit, tier: Tier) -> Prediction:
     seconds = fitted.coefficients.seconds(wanted.work, wanted.point)
-    width = fitted.half_width if tier == "fit" else max(fitted.half_width, TRANSFER)
+    least = TRANSFER if fitted.by_group else ONE_GROUP
+    width = fitted.half_width if tier == "fit" else max(fitted.half_width, least)
     basis = fitted.said if tier == "fit" else f"{fitted.said}, carried to {wanted.group}"
     return _around(
         wanted.point.batch * wanted.point.osl / seconds,
@@ -138,7 +142,7 @@ def _roofline(wanted: Wanted) -> Prediction | str:
         return "And the data sheet gives no operations a second for this format, so there is no roofline either."
     memory, compute = EFFICIENCY
     server = is_server(wanted.engine)
-    rates = Coefficients(LAYER_STEP if server else 0.0, 1 / memory, 1 / compute, 0.0, 1 / compute)
+    rates = Coefficients(LAYER_STEP if server else 0.0, 0.0, 1 / memory, 1 / compute, 0.0, 1 / compute)
     step = rates.step_seconds(wanted.work, wanted.point)
     seconds = rates.seconds(wanted.work, wanted.point)
     four_bit = wanted.format.startswith("int4")
