@@ -151,7 +151,7 @@ def _entry(entry: Entry, result: Throughput, published: Published, unusable: Cou
     for cell in result.cells:
         made = _cell(cell, todo, engine, entry.recipe, group_of(model.word, gpu.word, tp), source)
         if made is None or not made.sound:
-            unusable[f"invalid: {cell.reason or 'a time that is no number'}"] += 1
+            unusable[f"{entry.recipe} of {group_of(model.word, gpu.word, tp)} failed a check of its run"] += 1
         else:
             yield made
 
