@@ -59,7 +59,7 @@ class Generator:
         self._wait()
         began = time.perf_counter()
         rows = [_Row(request) for request in requests]
-        growing = _Batch([request.prompt for request in requests], self.device)
+        growing = self._batch(requests)
         fixed = all(request.ignore_eos and not request.stop for request in requests)
         first = 0.0
         kept: list[torch.Tensor] = []
@@ -77,11 +77,14 @@ class Generator:
             self._fill(rows, torch.stack(kept, 1).tolist(), time.perf_counter() - began)
         return [Completion(tuple(r.tokens), r.finish, first, r.seconds) for r in rows]
 
+    def _batch(self, requests: Sequence[GenerateRequest]) -> Batch:
+        return Batch([request.prompt for request in requests], self.device)
+
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _next(self, growing: _Batch) -> torch.Tensor:
+    def _next(self, growing: Batch) -> torch.Tensor:
         """The next token of every row, int64 [rows]; also fed back."""
         hidden = self.body(**growing.inputs(), past_key_values=growing.cache, use_cache=True).last_hidden_state
         tokens: torch.Tensor = self.head(hidden[:, -1]).argmax(-1)
@@ -116,7 +119,7 @@ class Generator:
             row.tokens, row.finish, row.seconds = mine[: row.request.max_tokens], "length", seconds
 
 
-class _Batch:
+class Batch:
     """Prompts, their cache and what is fed next."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], device: torch.device) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from quantlab.errors import Broken, Refused
+from quantlab.formats import names
 from quantlab.formats.packing import pack_codes, pack_int4, unpack_codes, unpack_int4
 from quantlab.formats.tensors import Tensors
 
@@ -102,7 +103,9 @@ def read_quantization(folder: str | Path) -> Quantization:
             cure=f"Known: {', '.join(ALGORITHMS)}, with a 16-bit or FP8 cache.",
         )
     excluded = own.get("exclude_modules") or theirs.get("ignore") or ()
-    return Quantization(algorithm, own.get("group_size"), kv_cache, tuple(excluded))
+    architecture = names.architecture(_json(folder / "config.json"))
+    spelled = tuple(names.inside(name, architecture) for name in excluded)
+    return Quantization(algorithm, own.get("group_size"), kv_cache, spelled)
 
 
 def _kv_cache(own: dict[str, Any], theirs: dict[str, Any]) -> str | None:
@@ -130,7 +133,7 @@ def open_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
     folder, quantization = Path(folder), read_quantization(folder)
     if quantization.algorithm is None and quantization.kv_cache is None:
         return _plain(folder, dtype).to(device).eval().requires_grad_(False)
-    tensors = Tensors(folder)
+    tensors = Tensors(folder, names.architecture(_json(folder / "config.json")))
     model = _empty(folder, dtype, quantization)
     for name, layer in _quantized_layers(model, quantization, tensors, dtype, torch.device(device), native_fp8):
         model.set_submodule(name, layer)
@@ -143,10 +146,9 @@ def open_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
 def _plain(folder: Path, dtype: torch.dtype) -> nn.Module:
     """16-bit weights need no help: transformers' own loader, but what it only warns about is an error here."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(folder).from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -163,10 +165,18 @@ def _plain(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def auto_class(folder: str | Path) -> Any:
+    """The class of transformers that opens a folder: for a model with images the one that keeps its vision tower, which
+    AutoModelForCausalLM drops without a word."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if names.sees(_json(Path(folder) / "config.json")) else AutoModelForCausalLM
+
+
 def _empty(folder: Path, dtype: torch.dtype, quantization: Quantization) -> nn.Module:
     """The model without weights: parameters on `meta` (no memory), buffers real (rotary frequencies are computed)."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from quantlab.formats.layers import KV_ATTENTION
 
@@ -175,7 +185,7 @@ def _empty(folder: Path, dtype: torch.dtype, quantization: Quantization) -> nn.M
         del config.quantization_config
     attention = "sdpa" if quantization.kv_cache is None else KV_ATTENTION
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = auto_class(folder).from_config(config, dtype=dtype, attn_implementation=attention)
     assert isinstance(model, nn.Module)
     return model
 
@@ -192,14 +202,14 @@ def _quantized_layers(
     if quantization.algorithm is None:
         return
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    names = [n for n in linear if f"{n}.weight" in tensors and not quantization.excludes(n)]
-    rescaled = {name.rpartition(".")[2] for name in names if f"{name}.pre_quant_scale" in tensors}
-    for name in names:
+    held = [n for n in linear if f"{n}.weight" in tensors and not quantization.excludes(n)]
+    rescaled = {names.kind(name) for name in held if f"{name}.pre_quant_scale" in tensors}
+    for name in held:
         shape = tuple(linear[name].weight.shape)
         if quantization.algorithm == "FP8":
             yield name, _fp8(name, shape, tensors, dtype, device, native_fp8)
         else:
-            needs_rescale = name.rpartition(".")[2] in rescaled
+            needs_rescale = names.kind(name) in rescaled
             yield name, _int4(name, shape, tensors, dtype, device, quantization.group_size, needs_rescale)
 
 
