@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
-T = TypeVar("T")
+from quantlab import weights
 
 MLLAMA = "MllamaForConditionalGeneration"
 INSIDE: dict[str, tuple[tuple[str, str], ...]] = {
@@ -43,9 +44,14 @@ def inside(name: str, architecture: str) -> str:
     return name
 
 
-def renamed(header: Mapping[str, T], architecture: str) -> dict[str, T]:
-    """A header with the model's names."""
-    return {inside(name, architecture): value for name, value in header.items()}
+def headers(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The safetensors headers of a folder under the model's names; "stored" keeps the name in the file.
+
+    Raises:
+        BadInput, Broken: as quantlab.weights.headers.
+    """
+    named = weights.architecture(folder)
+    return {inside(name, named): one | {"stored": name} for name, one in weights.headers(folder).items()}
 
 
 def sees(config: Mapping[str, Any]) -> bool:

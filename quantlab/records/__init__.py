@@ -21,6 +21,7 @@ from quantlab.records.ask import (
     QuantizerOverride,
     Recipe,
     Shape,
+    SightAsk,
     Suite,
     SuiteTask,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "Reference",
     "Run",
     "Shape",
+    "SightAsk",
     "Suite",
     "SuiteTask",
     "TaskComparison",
