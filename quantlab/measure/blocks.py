@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
+from typing import Any
 
 from quantlab.engines import GenerateRequest, ScoreRequest
 from quantlab.records import digest
@@ -36,19 +36,28 @@ class Sent:
     """BOS tokens at the start of the context."""
 
 
-def sent(context: tuple[int, ...], continuation: tuple[int, ...], bos: int | None) -> Sent:
-    """Describe one request. `bos`: the tokenizer's BOS id, None where it has none."""
+def sent(
+    context: tuple[int, ...], continuation: tuple[int, ...], bos: int | None, pixels: tuple[str, ...] = ()
+) -> Sent:
+    """Describe one request. `bos`: the tokenizer's BOS id, None where it has none. `pixels`: digests of its pictures as
+    the image processor made them ready."""
     leading = next((place for place, token in enumerate(context) if token != bos), len(context))
-    return Sent(digest(context, continuation), len(context) + len(continuation), leading)
+    named = digest(context, continuation, pixels) if pixels else digest(context, continuation)
+    return Sent(named, len(context) + len(continuation), leading)
 
 
 def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[list[ScoreRequest]]:
-    """Each different request once: longest contexts first, equal contexts never apart."""
-    ordered = sorted(set(asks), key=lambda ask: (-len(ask.context), ask.context, ask.continuation))
+    """Each different request once: longest contexts first, equal contexts never apart. What is asked about a picture
+    stays together, so that a session encodes it once."""
+
+    def order(ask: ScoreRequest) -> tuple[Any, ...]:
+        return _pictures(ask), -len(ask.context), ask.context, ask.continuation
+
+    ordered = sorted(set(asks), key=order)
     block: list[ScoreRequest] = []
     tokens = 0
     before: tuple[int, ...] = ()
-    for context, group in groupby(ordered, key=attrgetter("context")):
+    for (_, context), group in groupby(ordered, key=lambda ask: (_pictures(ask), ask.context)):
         same = list(group)
         fresh = len(context) + sum(len(ask.continuation) for ask in same)
         cost = fresh - _shared(before, context)
@@ -60,6 +69,10 @@ def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[li
         before = context
     if block:
         yield block
+
+
+def _pictures(ask: ScoreRequest | GenerateRequest) -> tuple[str, ...]:
+    return tuple(image.digest for image in ask.images)
 
 
 def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -77,7 +90,7 @@ def generate_blocks(asks: Sequence[GenerateRequest], token_budget: int) -> Itera
     def kind(ask: GenerateRequest) -> tuple[int, tuple[str, ...]]:
         return ask.max_tokens, ask.stop
 
-    for _, group in groupby(sorted(set(asks), key=lambda ask: (kind(ask), -len(ask.prompt), ask.prompt)), key=kind):
+    for _, group in groupby(sorted(set(asks), key=lambda ask: (kind(ask), -len(ask.prompt), ask.prompt, _pictures(ask))), key=kind):
         block: list[GenerateRequest] = []
         tokens = 0
         for ask in group:

@@ -166,6 +166,8 @@ class Walker:
     def _artifact(self, checkpoint: Checkpoint) -> Artifact:
         absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
         why = self.engine.supports(absolute, self.host)
+        if why is None and self.resolved.suite_record.modality == "vision" and Ability.IMAGES not in self.engine.abilities:
+            why = "the suite asks about pictures, and this engine takes none here; engine torch does."
         if why is not None:
             raise Refused(why, place=f"engine {self.engine.name}")
         # Into the ledger, never beside the user's own weights.
@@ -194,6 +196,8 @@ class Walker:
         suite = self.resolved.suite
         if stage == "accuracy":
             return catalog.suite_digest(suite, "accuracy")
+        if stage == "canary":
+            return catalog.sights_digest(suite)
         return catalog.suite_digest(suite, "fidelity") if stage in ("reference", "fidelity") else ""
 
     def _job(self, artifact: Artifact, missing: Sequence[str], folder: Path) -> MeasureJob:
