@@ -17,20 +17,21 @@ from quantlab.measure.items import Item
 from quantlab.measure.tasks import LoadedTask, load
 from quantlab.records import TaskScore
 
+WORDS = {"own": "own images", "shuffled": "shuffled images", "none": "no images"}
 Scored = tuple[TaskScore, list[Item]]
 
 
 def controlled(
     bench: Bench, lm: SessionLM, tasks_folder: Path | None, score: Callable[[SessionLM, LoadedTask], Scored]
 ) -> tuple[TaskScore, ...]:
-    """Scores of the suite's controls, called "task, shuffled images"; none on quantized weights."""
+    """Scores of the suite's controls, called "task, shuffled images" or "task, no images"; none on quantized weights."""
     suite, found = bench.suite, []
     if bench.spec.artifact.checkpoint.format != "bf16":
         return ()
     for number, ask in enumerate(suite.controls):
         alone = msgspec.structs.replace(suite, tasks=(ask,))
         for loaded in load(alone, bench.beside_suite(""), tasks_folder, bench.folder / f"control-{number}"):
-            name = f"{loaded.name}, {ask.images} images"
+            name = f"{loaded.name}, {WORDS[ask.images]}"
             lm.report(name, lambda done, total, name=name: bench.reporter.progress("accuracy", done, total, name))
             record, _ = score(lm, loaded)
             found.append(msgspec.structs.replace(record, task=name))

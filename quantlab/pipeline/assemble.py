@@ -10,6 +10,7 @@ from typing import Any
 
 from quantlab import judge
 from quantlab.ledgers import Ledger
+from quantlab.pipeline import answers
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
 from quantlab.records import (
@@ -74,7 +75,7 @@ def assemble(resolved: Resolved, walks: Sequence[Walk], host: Host, ledger: Ledg
         created=now(),
         command=resolved.ask.command or command(resolved.ask),
         summary=summary(resolved.model.word, candidates),
-        notes=tuple(dict.fromkeys(_notes(resolved, walks))),
+        notes=tuple(dict.fromkeys([*_notes(resolved, walks), *answers.notes(resolved.suite_record, candidates)])),
     )
 
 
@@ -185,7 +186,18 @@ class Table:
             correct=np.asarray(self.columns["correct"], dtype=np.float64),
             answers=self.columns["answer"],
             clusters=self.columns["cluster"],
+            nll=self._nll(),
         )
+
+    def _nll(self) -> Any:
+        """float64 [n]: what the right answers cost, or None where some have no likelihood."""
+        import numpy as np
+
+        from quantlab.score.answers import right_nll
+
+        pairs = zip(self.columns["loglikelihoods"], self.columns["right"], strict=True)
+        costs = [right_nll(likelihoods, right) for likelihoods, right in pairs]
+        return None if any(cost is None for cost in costs) else np.asarray(costs, dtype=np.float64)
 
 
 def _items(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
