@@ -105,7 +105,9 @@ def plan(
     if sizes.total:
         memory, where = (gpu.memory_bytes, gpu.name) if gpu else (host.memory_bytes, "this machine's memory")
         made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
-        made = _seconds(made, recipe, sizes, host.cores if gpu is None else 0)
+        # What a picture costs depends on its tiles, and nothing was measured: no figure is better than a guess.
+        counted = host.cores if gpu is None and model.modality == "text" else 0
+        made = _seconds(made, recipe, sizes, counted)
         refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
         notes += _tight(made, memory, where)
     return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
