@@ -37,11 +37,16 @@ def _mean(scores: Sequence[TaskScore]) -> float:
 
 
 def _costs(name: str, comparison: Comparison) -> Iterator[str]:
-    """One sentence a task."""
-    for task in comparison.tasks:
-        if (found := task.nll_change) is not None and found.low is not None and found.high is not None:
-            yield (
-                f"{name}, {task.task}: the right answer costs {found.value:+.4f} nats [{found.low:+.4f}, {found.high:+.4f}] beside "
-                f"the baseline's {task.nll_baseline:.4f}; {task.regressed} answers became wrong, {task.improved} right, "
-                f"{task.churn} wrong ones changed, of {task.n}."
-            )
+    """One sentence for all tasks."""
+    parts = [
+        f"{task.task} {task.nll_change.value:+.4f} [{task.nll_change.low:+.4f}, {task.nll_change.high:+.4f}] beside "
+        f"{task.nll_baseline:.4f}"
+        for task in comparison.tasks
+        if task.nll_change is not None and task.nll_baseline is not None
+    ]
+    if parts:
+        whole = comparison.suite
+        yield (
+            f"{name}: nats that the right answer costs, more than the baseline: {'; '.join(parts)}. Answers that became "
+            f"wrong: {whole.regressed}, right: {whole.improved}, other wrong ones: {whole.churn}, of {whole.n:,}."
+        )
