@@ -1,9 +1,10 @@
 """A picture file -> RGB pixels, or a refusal that says what is wrong with it.
 
 Pillow opens lazily: a file that broke off shows only when its pixels are asked for, a small file may announce a billion
-pixels (a decompression bomb), and `convert("RGB")` throws transparency away and leaves whatever colour lies beneath. So size is looked
-at before a pixel is decoded, everything is decoded here, and transparent pixels become white, as the image processor of
-Llama 3.2 Vision does it. A photograph is turned as its EXIF orientation says: people ask about what they see.
+pixels (a decompression bomb), and `convert("RGB")` throws transparency away and leaves whatever colour lies beneath. So
+size is looked at before a pixel is decoded, everything is decoded here, and transparent pixels become white, as the
+image processor of Llama 3.2 Vision does it. A photograph is turned as its EXIF orientation says: people ask about what
+they see.
 """
 
 from __future__ import annotations

@@ -99,13 +99,14 @@ def plan(
     gpu = max(host.gpus, key=lambda each: each.memory_bytes) if host.gpus and device != "cpu" else None
     sizes = sizes_of(model, weights_path, recipe)
     group, notes, refusals = group_size(recipe, sizes.layers)
-    refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration), *_state(model, weights_path), *_packages(suite)]
+    refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration)]
+    refusals += [*_state(model, weights_path), *_packages(suite)]
     notes += [*_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
     made = Plan(recipe=recipe_name, group_size=group)
     if sizes.total:
         memory, where = (gpu.memory_bytes, gpu.name) if gpu else (host.memory_bytes, "this machine's memory")
         made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
-        # What a picture costs depends on its tiles, and nothing was measured: no figure is better than a guess.
+        # What a picture costs was not measured, and no figure is better than a guess.
         counted = host.cores if gpu is None and model.modality == "text" else 0
         made = _seconds(made, recipe, sizes, counted)
         refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]

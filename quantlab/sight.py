@@ -25,12 +25,12 @@ def refusals(model: Model, recipe: Recipe, suite: Suite | None, data: Calibratio
 def _calibration(model: Model, recipe: Recipe, data: CalibrationSet | None) -> Iterator[str]:
     if recipe.calibration is not None and data is not None and data.image is None:
         yield (
-            f"{model.architecture}: its cross-attention layers run only when there is an image, and the calibration set "
-            f"{recipe.calibration.set} is text only, so their ranges would be missing. Take a set with pictures: "
+            f"{model.architecture}: its cross-attention layers run only when there is an image, and the calibration "
+            f"set {recipe.calibration.set} is text only, so their ranges would be missing. Take a set with pictures: "
             "--calibration-set easyvqa, or your own (calibration/sets/README.md)."
         )
     if recipe.kv_cache != "none":
         yield (
-            f"{model.architecture} with an FP8 key/value cache has not been tried: its cross-attention layers cache the "
-            "picture's keys and values, and where ModelOpt rounds those is not known. Write kv_cache: none."
+            f"{model.architecture} with an FP8 key/value cache has not been tried: its cross-attention layers cache "
+            "the picture's keys and values, and where ModelOpt rounds those is not known. Write kv_cache: none."
         )

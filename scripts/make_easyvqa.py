@@ -1,4 +1,5 @@
-"""Write the pictures and questions of easy-VQA that travel with quantlab: evals/items/easyvqa*, calibration/sets/easyvqa*.
+"""Write the pictures and questions of easy-VQA that travel with quantlab: evals/items/easyvqa*,
+calibration/sets/easyvqa*.
 
     pip install --no-deps easy-vqa==1.0 && python scripts/make_easyvqa.py
 

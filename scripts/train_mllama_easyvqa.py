@@ -3,9 +3,10 @@
     pip install --no-deps easy-vqa==1.0
     OMP_WAIT_POLICY=passive python scripts/train_mllama_easyvqa.py --into my-mllama
 
-The shipped weights were made with these two stages and budgets (12 and 27 minutes on two busy cores, seed 0) by a prototype of
-this script; the budget is time, so another machine takes other steps and gets other weights. With the defaults expect 99.5 % and more.
-`--tower-seconds 5 --seconds 10` shows in a minute that everything runs, and learns nothing.
+The shipped weights were made with these two stages and budgets (12 and 27 minutes on two busy cores, seed 0) by a
+prototype of this script; the budget is time, so another machine takes other steps and gets other weights. With the
+defaults expect 99.5 % and more. `--tower-seconds 5 --seconds 10` shows in a minute that everything runs, and learns
+nothing.
 """
 
 from __future__ import annotations

@@ -63,10 +63,19 @@ def eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model.safetensors").unlink()
     config = json.loads((MODEL / "config.json").read_text())
     text = config["text_config"] | {"num_hidden_layers": 40, "cross_attention_layers": list(ELEVEN), "hidden_size": 64}
-    sight = config["vision_config"] | {"hidden_size": 32, "vision_output_dim": 32 * 6, "num_hidden_layers": 32,
-                                       "num_global_layers": 8, "intermediate_layers_indices": [3, 7, 15, 23, 30]}  # fmt: skip
+    sight = config["vision_config"] | {
+        "hidden_size": 32,
+        "vision_output_dim": 32 * 6,
+        "num_hidden_layers": 32,
+        "num_global_layers": 8,
+        "intermediate_layers_indices": [3, 7, 15, 23, 30],
+    }
     shape = MllamaConfig(
-        **{**config, "text_config": {**text, "intermediate_size": 128}, "vision_config": {**sight, "intermediate_size": 64}}
+        **{
+            **config,
+            "text_config": {**text, "intermediate_size": 128},
+            "vision_config": {**sight, "intermediate_size": 64},
+        }
     )
     torch.manual_seed(0)
     model = MllamaForConditionalGeneration(shape)
@@ -121,7 +130,9 @@ def test_text_alone_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_an_export_that_saw_no_picture_keeps_two_scales_and_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_saw_no_picture_keeps_two_scales_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(modelopt, "_let_export_see", lambda model, data: None)
     spec = seeing(MODEL, tmp_path / "made", "int4_awq")
     passed, finding = check(spec, modelopt.run(spec, Reporter()))["pre_quant_scale"]
@@ -135,7 +146,9 @@ def test_weights_only_needs_no_pictures(tmp_path: Path) -> None:
     assert [one for one, (passed, _) in check(spec, calibrated).items() if not passed] == []
 
 
-def damaged(one: tuple[CalibrateJob, Calibrated], into: Path, edit: Callable[[dict[str, Tensor]], object]) -> dict[str, str]:
+def damaged(
+    one: tuple[CalibrateJob, Calibrated], into: Path, edit: Callable[[dict[str, Tensor]], object]
+) -> dict[str, str]:
     shutil.copytree(one[1].checkpoint.path, into)
     tensors = load_file(into / "model.safetensors")
     edit(tensors)
@@ -159,7 +172,10 @@ def test_damage_is_found_by_its_check(made: Made, tmp_path: Path) -> None:
 
 
 def test_a_recipe_may_quantize_the_projector(tmp_path: Path) -> None:
-    on = tuple(QuantizerOverride(quantizer=f"*multi_modal_projector.{kind}_quantizer", enable=True) for kind in ("weight", "input"))
+    on = tuple(
+        QuantizerOverride(quantizer=f"*multi_modal_projector.{kind}_quantizer", enable=True)
+        for kind in ("weight", "input")
+    )
     spec = seeing(MODEL, tmp_path / "made", "fp8", overrides=on)
     calibrated = modelopt.run(spec, Reporter())
     assert "model.multi_modal_projector" in calibrated.layers
@@ -209,7 +225,9 @@ def test_questions_of_one_length_go_together_and_nothing_is_padded() -> None:
     assert all((batch["input_ids"][:, :2] == torch.tensor([64, 1])).all() for batch in found.groups)
     assert max(len(batch["input_ids"]) for batch in found.batches(3)) == 3
     assert sum(len(batch["input_ids"]) for batch in found.batches(3)) == 40
-    assert found.digest != pictures.pictures(image_set(), Calibration(images=40, seed=1), SETS, MODEL, chat=False).digest
+    assert (
+        found.digest != pictures.pictures(image_set(), Calibration(images=40, seed=1), SETS, MODEL, chat=False).digest
+    )
 
 
 def test_an_instruct_model_is_asked_through_its_template() -> None:
@@ -220,5 +238,3 @@ def test_an_instruct_model_is_asked_through_its_template() -> None:
     )
     assert pictures.prompt("what?", tool, chat=True) == "<|begin_of_text|>user : <|image|>what?"
     assert pictures.prompt("what?", tool, chat=False) == "<|image|><|begin_of_text|>what?"
-
-

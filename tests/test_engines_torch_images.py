@@ -1,4 +1,5 @@
-"""Engine torch with pictures against transformers' own forward pass and generation, on the real small Llama 3.2 Vision."""
+"""Engine torch with pictures against transformers' own forward pass and generation, on the real small Llama 3.2
+Vision."""
 
 from __future__ import annotations
 
@@ -115,7 +116,7 @@ def test_a_long_shared_text_without_a_picture_is_right(session: TorchSession, to
     asked = [ScoreRequest((*start, *np.random.default_rng(i).integers(8, 60, 20).tolist()), (9, 10)) for i in range(6)]
     for request, score in zip(asked, small.logprobs(asked), strict=True):
         with torch.inference_mode():
-            rows = session.model(input_ids=torch.tensor([request.context + (9,)])).logits[0, -2:].log_softmax(-1)
+            rows = session.model(input_ids=torch.tensor([(*request.context, 9)])).logits[0, -2:].log_softmax(-1)
         np.testing.assert_allclose(score.logprobs, [float(rows[0, 9]), float(rows[1, 10])], atol=1e-4)
     assert small.scorer.tokens_computed < sum(len(one.context) for one in asked) / 2
     small.close()
@@ -123,7 +124,9 @@ def test_a_long_shared_text_without_a_picture_is_right(session: TorchSession, to
 
 def test_generated_tokens_are_those_of_transformers(session: TorchSession, tool: Any, images: list[Image]) -> None:
     texts = [spell("<|image|>" + question, "<|image|>", "<|begin_of_text|>") for question in QUESTIONS]
-    asked = [GenerateRequest(encoded(tool, text), 6, ignore_eos=True, images=(one,)) for text in texts for one in images]
+    asked = [
+        GenerateRequest(encoded(tool, text), 6, ignore_eos=True, images=(one,)) for text in texts for one in images
+    ]
     asked.insert(3, GenerateRequest(encoded(tool, "<|begin_of_text|>what"), 6, ignore_eos=True))
     for request, done in zip(asked, session.generate(asked), strict=True):
         text = tool.tokenizer.decode(request.prompt)
@@ -169,7 +172,9 @@ def test_a_checkpoint_without_its_processor_is_broken(tmp_path: Path) -> None:
         TorchSession(artifact(folder), CONFIG)
 
 
-def test_few_encoded_pictures_are_held(session: TorchSession, images: list[Image], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_encoded_pictures_are_held(
+    session: TorchSession, images: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from quantlab.engines import torch_images
 
     monkeypatch.setattr(torch_images, "KEPT_BYTES", 1)

@@ -1,4 +1,5 @@
-"""Tasks about pictures through lm-eval on the real small Llama 3.2 Vision: scores, controls, the canary, and what is refused."""
+"""Tasks about pictures through lm-eval on the real small Llama 3.2 Vision: scores, controls, the canary, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def test_scores_controls_and_items(session: Session, tmp_path: Path) -> None:
     assert table["prompt"][0].startswith("<image>what")
     quantized = msgspec.structs.replace(artifact(MODEL).checkpoint, format="fp8")
     made = bench(tmp_path / "q", session, vqa())
-    spec = msgspec.structs.replace(made.spec, artifact=msgspec.structs.replace(made.spec.artifact, checkpoint=quantized))
+    spec = msgspec.structs.replace(
+        made.spec, artifact=msgspec.structs.replace(made.spec.artifact, checkpoint=quantized)
+    )
     again, _ = accuracy(Bench(spec, session, made.tokenizer, made.reporter))
     assert isinstance(again, Accuracy)
     assert again.controls == ()

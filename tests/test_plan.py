@@ -322,8 +322,15 @@ def test_the_sizes_of_llama_32_vision_are_those_of_its_class(word: str, pixels: 
     from accelerate import init_empty_weights
     from transformers import MllamaConfig, MllamaForConditionalGeneration
 
-    eleven = {"hidden_size": 4096, "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8,
-              "intermediate_size": 14336, "vocab_size": 128256, "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38]}  # fmt: skip
+    eleven = {
+        "hidden_size": 4096,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+    }
     config = MllamaConfig(vision_config={"image_size": pixels}, text_config={**eleven, **text})
     with init_empty_weights():
         model = MllamaForConditionalGeneration(config)
@@ -331,7 +338,10 @@ def test_the_sizes_of_llama_32_vision_are_those_of_its_class(word: str, pixels: 
     assert known.parameters == sum(each.numel() for each in model.parameters())
     inner, shape = config.text_config, known.shape
     assert shape is not None
-    assert (shape.layers + shape.cross_layers, shape.cross_layers) == (inner.num_hidden_layers, len(inner.cross_attention_layers))
+    assert (shape.layers + shape.cross_layers, shape.cross_layers) == (
+        inner.num_hidden_layers,
+        len(inner.cross_attention_layers),
+    )
     named = [n for n, one in model.named_modules() if type(one).__name__ == "Linear" and "language_model" in n]
     made = planned(word, "int4_awq", msgspec.structs.replace(H100, memory_bytes=10**12))
     assert any(f"in {len(named)} layers" in line for line in made.arithmetic)

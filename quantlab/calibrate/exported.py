@@ -79,8 +79,8 @@ class Exported:
         return {name for name in _weights(self.made) if len(self.made[f"{name}.weight"]["shape"]) == 2}
 
     def forgotten(self) -> set[str]:
-        """Layers of a kind (q_proj, ...) that is quantized elsewhere, and that no override switched off. The vision tower
-        is another matter: it stays in 16 bit, though its layers have the same names."""
+        """Layers of a kind (q_proj, ...) that is quantized elsewhere, and that no override switched off. The vision
+        tower is another matter: it stays in 16 bit, though its layers have the same names."""
         kinds = {name.rpartition(".")[2] for name in self.layers}
         same = {name for name in _weights(self.source) if not names.SIGHT.search(name)}
         off = [o.quantizer for o in self.spec.recipe.overrides if o.enable is False]

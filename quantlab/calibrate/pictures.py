@@ -1,11 +1,11 @@
 """Pictures with questions -> what a model with images is calibrated on.
 
-Llama 3.2 Vision skips its cross-attention layers when there is no image, in silence: calibrated on text they have no ranges, FP8
-weights come out without `input_scale`, and AWQ folds nothing there. So every sample is a picture and a question, put together by
-the model's own processor, as a request is.
+Llama 3.2 Vision skips its cross-attention layers when there is no image, in silence: calibrated on text they have no
+ranges, FP8 weights come out without `input_scale`, and AWQ folds nothing there. So every sample is a picture and a
+question, put together by the model's own processor, as a request is.
 
-Questions are never padded, because padding would enter the ranges: those of equal length go together instead. An Instruct
-model is asked through its chat template.
+Questions are never padded, because padding would enter the ranges: those of equal length go together instead. An
+Instruct model is asked through its chat template.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Pictures:
         return {name: tensor[:2].clone() for name, tensor in largest.items()}
 
 
-def pictures(data: CalibrationSet, asked: Calibration, folder: str | Path | None, weights: Path, *, chat: bool) -> Pictures:
+def pictures(
+    data: CalibrationSet, asked: Calibration, folder: str | Path | None, weights: Path, *, chat: bool
+) -> Pictures:
     """Chosen from a set with images.
 
     Args:

@@ -38,8 +38,8 @@ UNSEEN = "Calibrate a model with images on pictures; text alone does not reach i
 
 
 def inputs(data: Samples | Pictures | None, vocabulary: int) -> dict[str, Tensor]:
-    """What the model is given: two pictures with their questions; or int64 [2, 64], the beginnings of two samples, random
-    ids where nothing was calibrated."""
+    """What the model is given: two pictures with their questions; or int64 [2, 64], the beginnings of two samples,
+    random ids where nothing was calibrated."""
     if isinstance(data, Pictures):
         return data.probe()
     if data is not None and data.ids.shape[1] >= SHAPE[1]:
@@ -51,8 +51,8 @@ def record(model: nn.Module, layers: Sequence[str], given: dict[str, Tensor]) ->
     """Inputs and outputs of each layer, and logits.
 
     Returns:
-        "in.<name>" for each of `given`, "logits" float32 [positions, vocabulary], and for each layer "x.<name>" [4, inputs] in
-        the model's type and "y.<name>" float32 [4, outputs].
+        "in.<name>" for each of `given`, "logits" float32 [positions, vocabulary], and for each layer "x.<name>" [4,
+        inputs] in the model's type and "y.<name>" float32 [4, outputs].
     """
     seen: dict[str, Tensor] = {}
     with torch.inference_mode(), _watched(model, layers, seen):

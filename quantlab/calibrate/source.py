@@ -69,7 +69,9 @@ def calibration(spec: CalibrateJob, model: nn.Module) -> Samples | Pictures | No
     if spec.set is None:
         raise BadInput("it names no calibration set.", place=f"recipe {spec.recipe_name}", cure="Add calibration.set.")
     config: Any = model.config
-    found = _pictures(spec, spec.set, asked) if hasattr(config, "vision_config") else _text(spec, spec.set, asked, config)
+    found = (
+        _pictures(spec, spec.set, asked) if hasattr(config, "vision_config") else _text(spec, spec.set, asked, config)
+    )
     # Llama 3.2 Vision embeds eight more tokens than it can say; the image token is one of them.
     if found.largest_id >= int(model.get_input_embeddings().weight.shape[0]):  # type: ignore[operator]
         raise Broken(
@@ -81,7 +83,9 @@ def calibration(spec: CalibrateJob, model: nn.Module) -> Samples | Pictures | No
 def _pictures(spec: CalibrateJob, data: CalibrationSet, asked: Calibration) -> Pictures:
     if data.image is None:
         cure = "Take a calibration set with `image`, e.g. easyvqa, or one of your own pictures and questions."
-        problem = "the model takes images and the calibration set has none; its cross-attention layers would see nothing."
+        problem = (
+            "the model takes images and the calibration set has none; its cross-attention layers would see nothing."
+        )
         raise BadInput(problem, place=f"recipe {spec.recipe_name}", cure=cure)
     return pictures(data, asked, spec.set_folder, Path(spec.weights.path), chat=spec.model.chat)
 

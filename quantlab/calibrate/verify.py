@@ -133,7 +133,8 @@ def coverage(export: Exported) -> Finding:
 
 
 def sight(export: Exported) -> Finding:
-    """Vision tower and projector are the source's, bit for bit, unless an override of the recipe switched a layer on."""
+    """Vision tower and projector are the source's, bit for bit, unless an override of the recipe switched a layer
+    on."""
     asked = [one.quantizer for one in export.spec.recipe.overrides if one.enable is not False]
     wanted = {n for n in export.layers if any(fnmatchcase(f"{n}.weight_quantizer", wildcard) for wildcard in asked)}
     parts = {name for name in export.source if names.SIGHT.search(name)}

@@ -110,8 +110,8 @@ def _reads(path: Path, known: dict[str, Path], seen: set[Path]) -> Iterator[Path
 
 
 def pictures(file: Path, field: str = "image") -> list[Path]:
-    """The picture files that the lines of a JSONL name in `field`, relative to it, each once and sorted. What cannot be read
-    is left to whoever reads the items, who says line and field."""
+    """The picture files that the lines of a JSONL name in `field`, relative to it, each once and sorted. What cannot be
+    read is left to whoever reads the items, who says line and field."""
     raw = file.read_bytes()
     if f'"{field}"'.encode() not in raw:
         return []

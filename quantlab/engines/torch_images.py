@@ -1,9 +1,10 @@
 """Engine "torch" with images: each picture goes through the vision tower once, for all that is asked about it.
 
-In Llama 3.2 Vision a picture is no text: it is cut into one to four tiles, the tower turns a tile into 1,601 vectors, and the
-cross-attention layers of the decoder look at them. So the text of all questions about one picture is one prefix tree, as
-everywhere in this engine, with the picture's states beside it. Which nodes see the picture follows from the prompt: the
-image token and everything after it, and of four tiles only those that are no padding. A token before it sees nothing.
+In Llama 3.2 Vision a picture is no text: it is cut into one to four tiles, the tower turns a tile into 1,601 vectors,
+and the cross-attention layers of the decoder look at them. So the text of all questions about one picture is one prefix
+tree, as everywhere in this engine, with the picture's states beside it. Which nodes see the picture follows from the
+prompt: the image token and everything after it, and of four tiles only those that are no padding. A token before it
+sees nothing.
 
 One picture a request: that is what Meta trained these models with.
 """
@@ -171,9 +172,7 @@ class SeeingScorer(Scorer):
 class SeeingGenerator(Generator):
     """Continues prompts with and without a picture; the two kinds run in batches of their own."""
 
-    def __init__(
-        self, model: Any, device: torch.device, ends: frozenset[int], decoder: Decoder, sight: Sight
-    ) -> None:
+    def __init__(self, model: Any, device: torch.device, ends: frozenset[int], decoder: Decoder, sight: Sight) -> None:
         super().__init__(model, device, ends, decoder)
         self.body = model.base_model
         self.sight = sight

@@ -1,8 +1,9 @@
 """What a tensor is called on disk and what its layer is called in the model.
 
 For most models the two are the same. Llama 3.2 Vision's files keep the names of 2024 (`language_model.model.layers.0`),
-its class in transformers was rebuilt since (`model.language_model.layers.0`), and transformers renames in silence while it
-loads and saves. Whoever holds a file against a model needs the same map. Names that are the model's own stay as they are.
+its class in transformers was rebuilt since (`model.language_model.layers.0`), and transformers renames in silence while
+it loads and saves. Whoever holds a file against a model needs the same map. Names that are the model's own stay as they
+are.
 
 Nothing here imports an SDK.
 """

@@ -1,7 +1,7 @@
 """The image processor beside the weights: a picture -> the numbers that the vision tower takes.
 
-Always the variant on Pillow: the one on torchvision resizes a little differently, and which of the two transformers takes by
-itself depends on what happens to be installed. Baseline and candidate must see the same pixels.
+Always the variant on Pillow: the one on torchvision resizes a little differently, and which of the two transformers
+takes by itself depends on what happens to be installed. Baseline and candidate must see the same pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def image_processor(folder: str | Path) -> Any:
 
 
 def processor(folder: str | Path) -> Any:
-    """A MllamaProcessor: pictures and text together -> everything the model takes. Raises Broken as `image_processor`."""
+    """A MllamaProcessor: pictures and text together -> everything the model takes. Raises Broken as
+    `image_processor`."""
     from transformers import AutoTokenizer, MllamaProcessor
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

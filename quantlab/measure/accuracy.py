@@ -16,15 +16,15 @@ from typing import Any
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured
 from quantlab.measure.adapter import SessionLM
-from quantlab.measure.estimates import estimate
 from quantlab.measure.controls import controlled
+from quantlab.measure.estimates import estimate
 from quantlab.measure.items import Item, require_agreement, rows, write
 from quantlab.measure.journal import Journal
 from quantlab.measure.seeing import SeeingLM, Shelf
 from quantlab.measure.tasks import LoadedTask, load
 from quantlab.records import Accuracy, Number, TaskScore, digest
-from quantlab.score.paired import mean_with_error
 from quantlab.score.answers import right_nll
+from quantlab.score.paired import mean_with_error
 
 
 def accuracy(bench: Bench) -> Measured:

@@ -177,9 +177,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         self.requests += len(asks)
         return self._answer(asks, generate_blocks(asks, self._token_budget), "generate", self._continue)
 
-    def _generation(
-        self, context: str, settings: dict[str, Any], images: tuple[Image, ...] = ()
-    ) -> GenerateRequest:
+    def _generation(self, context: str, settings: dict[str, Any], images: tuple[Image, ...] = ()) -> GenerateRequest:
         kwargs = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
         eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         stop = handle_stop_sequences(kwargs.pop("until", None), eos=eos)

@@ -90,7 +90,9 @@ def generate_blocks(asks: Sequence[GenerateRequest], token_budget: int) -> Itera
     def kind(ask: GenerateRequest) -> tuple[int, tuple[str, ...]]:
         return ask.max_tokens, ask.stop
 
-    for _, group in groupby(sorted(set(asks), key=lambda ask: (kind(ask), -len(ask.prompt), ask.prompt, _pictures(ask))), key=kind):
+    for _, group in groupby(
+        sorted(set(asks), key=lambda ask: (kind(ask), -len(ask.prompt), ask.prompt, _pictures(ask))), key=kind
+    ):
         block: list[GenerateRequest] = []
         tokens = 0
         for ask in group:

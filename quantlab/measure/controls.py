@@ -1,7 +1,7 @@
 """The same questions with the wrong picture, or with none: what a model scores that does not look.
 
-easy-VQA can be answered to 67 % from the question alone; a score of 70 % there would say that the picture is ignored. Controls
-are scored on 16-bit weights only: they say what the suite is worth, not what a precision is.
+easy-VQA can be answered to 67 % from the question alone; a score of 70 % there would say that the picture is ignored.
+Controls are scored on 16-bit weights only: they say what the suite is worth, not what a precision is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Scored = tuple[TaskScore, list[Item]]
 def controlled(
     bench: Bench, lm: SessionLM, tasks_folder: Path | None, score: Callable[[SessionLM, LoadedTask], Scored]
 ) -> tuple[TaskScore, ...]:
-    """Scores of the suite's controls, called "task, shuffled images" or "task, no images"; none on quantized weights."""
+    """Scores of the suite's controls, called "task, shuffled images" or "task, no images"; none on quantized
+    weights."""
     suite, found = bench.suite, []
     if bench.spec.artifact.checkpoint.format != "bf16":
         return ()

@@ -1,12 +1,13 @@
 """Tasks about pictures: lm-eval's requests, which carry them, -> a session's that takes images.
 
-lm-eval writes `<image>` where the picture belongs and hands over what the task's `doc_to_image` gives: here the path of a file,
-relative to the items. Three things would change a score in silence, so they are done aloud:
+lm-eval writes `<image>` where the picture belongs and hands over what the task's `doc_to_image` gives: here the path of
+a file, relative to the items. Three things would change a score in silence, so they are done aloud:
 
-* The place of the picture. A prompt without a chat template begins with it, before BOS, as Llama 3.2 Vision was trained.
+* The place of the picture. A prompt without a chat template begins with it, before BOS, as Llama 3.2 Vision was
+  trained.
 * A question without its picture is answered all the same, from the text. It is refused.
-* The pixels. Two checkpoints with different image processors see different pictures; the digest of what the vision tower is
-  given becomes part of the prompt's digest, which the comparison insists on.
+* The pixels. Two checkpoints with different image processors see different pictures; the digest of what the vision
+  tower is given becomes part of the prompt's digest, which the comparison insists on.
 
 What is asked about a picture that is not its own, or about none, is a control: see SuiteTask.images.
 """

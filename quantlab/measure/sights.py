@@ -1,7 +1,7 @@
 """Pictures for the canary: does a model with images still see?
 
-Text alone never reaches its cross-attention layers, so a canary of sentences cannot tell that they are broken. The answer to a
-question about a picture can: it must be likelier than a guess among all tokens, by the canary's own limit.
+Text alone never reaches its cross-attention layers, so a canary of sentences cannot tell that they are broken. The
+answer to a question about a picture can: it must be likelier than a guess among all tokens, by the canary's own limit.
 """
 
 from __future__ import annotations

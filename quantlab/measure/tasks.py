@@ -107,9 +107,7 @@ def _everything(folder: Path | None) -> Any:
     return TaskManager(include_path=folder)
 
 
-def _load(
-    ask: SuiteTask, shelf: _Shelf, suite_folder: Path, scratch: Path, seeing: bool
-) -> Iterator[LoadedTask]:
+def _load(ask: SuiteTask, shelf: _Shelf, suite_folder: Path, scratch: Path, seeing: bool) -> Iterator[LoadedTask]:
     manager = shelf.manager(ask.task)
     entry = manager.task_index[ask.task]
     place = f"task {ask.task}"

@@ -1,7 +1,7 @@
 """Sentences about answers to questions about pictures: what the right one costs, and what can be guessed.
 
-The one suite that needs no hub is nearly solved by the model trained for it, so its accuracy hides damage. Nats and changed
-answers stand in the notes, where nobody overlooks them.
+The one suite that needs no hub is nearly solved by the model trained for it, so its accuracy hides damage. Nats and
+changed answers stand in the notes, where nobody overlooks them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,6 @@ def _costs(name: str, comparison: Comparison) -> Iterator[str]:
     if parts:
         whole = comparison.suite
         yield (
-            f"{name}: nats that the right answer costs, more than the baseline: {'; '.join(parts)}. Answers that became "
-            f"wrong: {whole.regressed}, right: {whole.improved}, other wrong ones: {whole.churn}, of {whole.n:,}."
+            f"{name}: nats that the right answer costs, more than the baseline: {'; '.join(parts)}. Answers that "
+            f"became wrong: {whole.regressed}, right: {whole.improved}, other wrong: {whole.churn}, of {whole.n:,}."
         )

@@ -166,7 +166,11 @@ class Walker:
     def _artifact(self, checkpoint: Checkpoint) -> Artifact:
         absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
         why = self.engine.supports(absolute, self.host)
-        if why is None and self.resolved.suite_record.modality == "vision" and Ability.IMAGES not in self.engine.abilities:
+        if (
+            why is None
+            and self.resolved.suite_record.modality == "vision"
+            and Ability.IMAGES not in self.engine.abilities
+        ):
             why = "the suite asks about pictures, and this engine takes none here; engine torch does."
         if why is not None:
             raise Refused(why, place=f"engine {self.engine.name}")

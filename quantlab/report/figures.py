@@ -133,7 +133,8 @@ def rate(cell: Cell | None, mark: str) -> str:
 
 
 def nats(task: TaskComparison) -> tuple[str, str]:
-    """What the right answer costs the baseline, and how much more the candidate: ("0.0064", "+0.0003 [-0.0001, +0.0007]")."""
+    """What the right answer costs the baseline, and how much more the candidate: ("0.0064", "+0.0003 [-0.0001,
+    +0.0007]")."""
     found = task.nll_change
     if found is None or task.nll_baseline is None:
         return NOTHING, NOTHING

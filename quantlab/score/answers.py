@@ -2,10 +2,12 @@
 
 Each metric is its benchmark's own, with its quirks; a "better" one would give numbers that nobody else has.
 
-VQA accuracy   Antol et al. 2015, VQAv2 and TextVQA: ten people answered, and an answer is right to the degree that people
-               agree with it. For each person: min(1, matches among the other nine / 3), then the mean. The normalisation is that of
-               the official evaluation (GT-Vision-Lab/VQA, vqaEval.py), two mistakes included that every copy keeps.
-ANLS           Biten et al. 2019, DocVQA: 1 - edit distance over the longer length, of the best reference; below 0.5 it is 0.
+VQA accuracy   Antol et al. 2015, VQAv2 and TextVQA: ten people answered, and an answer is right to the degree that
+               people agree with it. For each person: min(1, matches among the other nine / 3), then the mean. The
+               normalisation is that of the official evaluation (GT-Vision-Lab/VQA, vqaEval.py), two mistakes included
+               that every copy keeps.
+ANLS           Biten et al. 2019, DocVQA: 1 - edit distance over the longer length, of the best reference; below
+               0.5 it is 0.
 Relaxed        Masry et al. 2022, ChartQA: a number may be 5 % off, a word may not.
 """
 
@@ -27,22 +29,26 @@ _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 """The first bracket was meant as a look-behind and is none; vqaEval.py has it so."""
 _PERIODS = int(re.UNICODE)
 """vqaEval.py hands this flag over as the count: at most 32 periods are taken out."""
-_NUMBERS = "none zero one two three four five six seven eight nine ten".split()  # noqa: SIM905
+_NUMBERS = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _DIGITS = dict(zip(_NUMBERS, ["0", *map(str, range(11))], strict=True))
 _ARTICLES = {"a", "an", "the"}
 _APOSTROPHES = (
-    "ain't aren't can't could've couldn't couldn't've couldn't've didn't doesn't don't hadn't hadn't've hadn't've "
-    "hasn't haven't he'd he'd've he'd've he's how'd how'll how's I'd've I'd've I'm I've isn't it'd it'd've it'd've it'll let's "
-    "ma'am mightn't mightn't've mightn't've might've mustn't must've needn't not've o'clock oughtn't ow's'at 'ow's'at 'ow's'at "
-    "shan't she'd've she'd've should've shouldn't shouldn't've shouldn't've somebody'd somebodyd've somebody'd've somebody'll "
-    "somebody's someone'd someone'd've someone'd've someone'll someone's something'd something'd've something'd've "
-    "something'll that's there'd there'd've there'd've there're there's they'd they'd've they'd've they'll they're they've "
-    "'twas wasn't we'd've we'd've weren't we've what'll what're what's what've when's where'd where's where've who'd who'd've "
-    "who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've wouldn't've y'all y'all'll y'all'll "
-    "y'all'd've y'all'd've y'all'd've you'd you'd've you'd've you'll you're you've"
-).split()
-_CONTRACTIONS = {word.replace("'", ""): word for word in _APOSTROPHES}
-"""Without any apostrophe -> with all of them."""
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't "
+    "he'd he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't "
+    "mightn't've might've mustn't must've needn't not've o'clock oughtn't ow's'at 'ow's'at shan't she'd've "
+    "should've shouldn't shouldn't've somebody'd somebody'd've somebody'll somebody's someone'd "
+    "someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've "
+    "there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've weren't we've what'll "
+    "what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're "
+    "why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
+)
+_CONTRACTIONS = {
+    word[:place] + word[place + 1 :]: word
+    for word in _APOSTROPHES.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}
+"""A contraction without one of its apostrophes -> with all. vqaEval.py turns the last one the wrong way round."""
 
 
 def normalised(answer: str) -> str:
@@ -103,8 +109,8 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def relaxed(answer: str, target: str, tolerance: float = RELAXED) -> bool:
-    """ChartQA's relaxed correctness: a number within 5 % of the target, the limit included; any other text equal but for
-    case. "5%" is 0.05. A year counts as a number, so 2019 passes for 2020: the benchmark has it so."""
+    """ChartQA's relaxed correctness: a number within 5 % of the target, the limit included; any other text equal but
+    for case. "5%" is 0.05. A year counts as a number, so 2019 passes for 2020: the benchmark has it so."""
     mine, wanted = _number(answer), _number(target)
     if mine is not None and wanted:
         return abs(mine - wanted) / abs(wanted) <= tolerance
@@ -134,8 +140,9 @@ def right_nll(loglikelihoods: Sequence[float], right: str) -> float | None:
         which = json.loads(right) if loglikelihoods else None
     except ValueError:
         return None
-    places = which if isinstance(which, list) else [which]
-    if not places or not all(isinstance(one, int) and 0 <= one < len(loglikelihoods) for one in places):
+    named = which if isinstance(which, list) else [which]
+    places = [one for one in named if isinstance(one, int) and 0 <= one < len(loglikelihoods)]
+    if not places or len(places) < len(named):
         return None
     best = max(loglikelihoods[one] for one in places)
     return -best if math.isfinite(best) else None

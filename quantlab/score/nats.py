@@ -1,8 +1,8 @@
 """What the right answer costs, before and after: the mean change of -log p over the same items.
 
 An answer flips only when damage exceeds its margin, so a task that a model nearly solves shows nothing in accuracy. The
-likelihood of the right answer moves with every bit of damage: 3-bit rounding of a model at 99.7 % cost 0.05 points and two
-thirds more nats. It explains and never decides: nats are no loss that anybody pays.
+likelihood of the right answer moves with every bit of damage: 3-bit rounding of a model at 99.7 % cost 0.05 points and
+two thirds more nats. It explains and never decides: nats are no loss that anybody pays.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Change:
 def change(
     before: npt.ArrayLike, after: npt.ArrayLike, clusters: npt.ArrayLike | None = None, confidence: float = 0.95
 ) -> Change | None:
-    """Paired mean with its Student interval; None with fewer than two independent groups, or where something is not finite.
+    """Paired mean with its Student interval; None with fewer than two independent groups, or where something is not
+    finite.
 
     Args:
         before, after: -log p of the right answer, [n], of the same items in the same order.

@@ -45,7 +45,10 @@ def load(name: str, tool: Any) -> Split:
         of_picture[place[picture]].append(index)
     encode = tool.tokenizer
     return Split(
-        [encode("<|image|><|begin_of_text|>" + text, add_special_tokens=False)["input_ids"] for text, _, _ in questions],
+        [
+            encode("<|image|><|begin_of_text|>" + text, add_special_tokens=False)["input_ids"]
+            for text, _, _ in questions
+        ],
         [encode.convert_tokens_to_ids(answer) for _, answer, _ in questions],
         [easyvqa.kind_of(answer) for _, answer, _ in questions],
         [of_picture[index] for index in range(len(numbers))],

@@ -1,10 +1,12 @@
 """Configuration, tokenizer, processor and first weights of a Llama 3.2 Vision with 1.7 million weights.
 
-Everything of the real model that can go wrong is there in small: several tiles a picture, padded patches, global layers,
-intermediate features, an image token beyond the output head, gates. Every width is a multiple of 128, for AWQ's groups.
+Everything of the real model that can go wrong is there in small: several tiles a picture, padded patches, global
+layers, intermediate features, an image token beyond the output head, gates. Every width is a multiple of 128, for AWQ's
+groups.
 
-Initialisation decides whether it learns at all at this width. Gates at their default of zero leave no path from the picture
-(tanh 0 = 0); weights of standard deviation 0.02 give uniform attention that stays so. Here a weight has 1 / sqrt(inputs).
+Initialisation decides whether it learns at all at this width. Gates at their default of zero leave no path from the
+picture (tanh 0 = 0); weights of standard deviation 0.02 give uniform attention that stays so. Here a weight has 1 /
+sqrt(inputs).
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 VOCABULARY = 64
 TILE, PATCH, WIDTH = 32, 8, 128
-SPECIAL = ["finetune_right_pad_id", "begin_of_text", "end_of_text", "unk", "eot_id", "start_header_id", "end_header_id", "python_tag"]
+SPECIAL = [
+    "finetune_right_pad_id",
+    "begin_of_text",
+    "end_of_text",
+    "unk",
+    "eot_id",
+    "start_header_id",
+    "end_header_id",
+    "python_tag",
+]
 MORE = ["question", "answer", ":", "user", "assistant"]
 CHAT = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c is mapping and c['type']=='image' %}<|image|>"

@@ -3,11 +3,14 @@
 End to end from the start it learns colours and stays at 77 % for hundreds of steps: the gradient that reaches the tower
 through gates and cross-attention is too thin to find shapes. So the tower comes first, alone.
 
-1. Tower and projector: shape and colour of the picture, from features pooled over the foreground, and for each patch which of
-   its pixels are foreground (the background is one colour, the median). Labels are the answers of the train questions that name one.
-2. All of it: the answer's cross-entropy and a tenth of the end token's. A picture is encoded once for its eight questions.
+1. Tower and projector: shape and colour of the picture, from features pooled over the foreground, and for each patch
+   which of its pixels are foreground (the background is one colour, the median). Labels are the answers of the train
+   questions that name one.
+2. All of it: the answer's cross-entropy and a tenth of the end token's. A picture is encoded once for its eight
+   questions.
 
-Time is the budget: the learning rate follows a cosine over seconds, so a busy machine takes fewer steps and never overruns.
+Time is the budget: the learning rate follows a cosine over seconds, so a busy machine takes fewer steps and never
+overruns.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from easyvqa_model.data import SQUARE, Split, batch, tiled, turned
-from easyvqa_model.shape import PATCH, TILE, WIDTH
 from torch import nn
 from torch.nn import functional
+
+from easyvqa_model.data import SQUARE, Split, batch, tiled, turned
+from easyvqa_model.shape import PATCH, TILE, WIDTH
 
 PICTURES, QUESTIONS, RATE, DECAY = 32, 8, 1e-3, 0.05
 TOWER_SHARE = 0.3

@@ -1,7 +1,7 @@
 """Questions and pictures of easy-VQA: shapes of 64 x 64 pixels (MIT, Victor Zhou, 2019; package easy-vqa 1.0).
 
-From the test split come the items of the suite `vqa-quick`, a JSONL a kind of question and the pictures beside them. From the
-train split come the pairs a model is calibrated on; a picture that one of the two holds is never in the other.
+From the test split come the items of the suite `vqa-quick`, a JSONL a kind of question and the pictures beside them.
+From the train split come the pairs a model is calibrated on; a picture that one of the two holds is never in the other.
 
 The kinds are scored apart because they are differently hard and have different choices: guessing gives 1/2, 1/8, 1/3.
 All questions of one picture share its cluster: a picture that is seen wrongly is wrong in all of them.
