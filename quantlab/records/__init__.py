@@ -3,6 +3,7 @@
     ask       what a person writes down: Model, Recipe, CalibrationSet, Suite, Grid, Policy
     results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy, Throughput
     jobs      what crosses a process wall: Job and its specs, Event, Failure
+    published what others measured: PublishedScore
     verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
     entries   what the ledger keeps: Entry, Host
 
@@ -35,6 +36,7 @@ from quantlab.records.jobs import (
     VerifyJob,
 )
 from quantlab.records.numbers import Number, Provenance, digest, encode
+from quantlab.records.published import Published, PublishedScore
 from quantlab.records.results import (
     Accuracy,
     Artifact,
@@ -90,6 +92,8 @@ __all__ = [
     "Policy",
     "Power",
     "Provenance",
+    "Published",
+    "PublishedScore",
     "QuantizerOverride",
     "Recipe",
     "Reference",
