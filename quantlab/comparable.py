@@ -101,9 +101,9 @@ def _bos(left: Items, right: Items) -> Iterator[str]:
     place = _first(left.bos, right.bos)
     count = sum(a != b for a, b in zip(left.bos, right.bos, strict=True))
     yield (
-        f"the candidate's prompts begin with {right.bos[place]} BOS tokens against {left.bos[place]} of the baseline's, "
-        f"in {count} of {len(left.bos)} items. Copy tokenizer.json and tokenizer_config.json of the original model "
-        f"beside both checkpoints, then score both again."
+        f"the candidate's prompts begin with {right.bos[place]} BOS tokens against {left.bos[place]} of the "
+        f"baseline's, in {count} of {len(left.bos)} items. Copy tokenizer.json and tokenizer_config.json of the "
+        f"original model beside both checkpoints, then score both again."
     )
 
 
