@@ -1,4 +1,4 @@
-"""Published scores: the file is sound, faults in it are named, and a baseline is held against them, never failed by them."""
+"""Published scores: faults in the file are named, and a baseline is held against them, never failed by them."""
 
 from __future__ import annotations
 
