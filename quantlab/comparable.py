@@ -61,14 +61,8 @@ def _reasons(baseline: TaskScore, candidate: TaskScore, left: Items, right: Item
     yield from _settings(baseline, candidate)
     yield from _same_items(left, right)
     yield from _bos(left, right)
-    if "" not in (baseline.template_digest, candidate.template_digest) and (
-        baseline.template_digest != candidate.template_digest
-    ):
-        yield (
-            "the chat templates of the two checkpoints differ. "
-            "Copy chat_template.jinja and tokenizer_config.json of the original model beside both, then score again."
-        )
     if list(left.digests) != list(right.digests):
+        yield from _template(baseline, candidate)
         yield _prompts(candidate, left, right)
     if "" not in (baseline.decoding, candidate.decoding) and baseline.decoding != candidate.decoding:
         yield f"answers were generated {candidate.decoding} against {baseline.decoding}. {AGAIN}"
@@ -105,6 +99,16 @@ def _bos(left: Items, right: Items) -> Iterator[str]:
         f"baseline's, in {count} of {len(left.bos)} items. Copy tokenizer.json and tokenizer_config.json of the "
         f"original model beside both checkpoints, then score both again."
     )
+
+
+def _template(baseline: TaskScore, candidate: TaskScore) -> Iterator[str]:
+    """Only asked where prompts differ: a template may be written in two ways and render the same."""
+    kinds = {baseline.template_digest, candidate.template_digest}
+    if len(kinds) > 1 and "" not in kinds:
+        yield (
+            "the chat templates of the two checkpoints differ. Copy chat_template.jinja and tokenizer_config.json of the "
+            "original model beside both, then score both again."
+        )
 
 
 def _prompts(candidate: TaskScore, left: Items, right: Items) -> str:

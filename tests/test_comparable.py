@@ -309,4 +309,5 @@ def test_what_an_older_quantlab_did_not_keep_is_not_held_against_it() -> None:
     new = score(decoding="greedily", template_digest="x")
     assert incomparable(score(), new, items(), items(bos=[1] * 40, tokens=[9] * 40, prompts=["p"] * 40)) == ""
     other = items(digests=[f"other {n}" for n in range(40)])
+    assert incomparable(score(template_digest="y"), new, items(), items()) == "", "rendered alike"
     assert "rendered prompts differ, first at item 0" in incomparable(score(), new, items(), other)
