@@ -106,8 +106,8 @@ def _template(baseline: TaskScore, candidate: TaskScore) -> Iterator[str]:
     kinds = {baseline.template_digest, candidate.template_digest}
     if len(kinds) > 1 and "" not in kinds:
         yield (
-            "the chat templates of the two checkpoints differ. Copy chat_template.jinja and tokenizer_config.json of the "
-            "original model beside both, then score both again."
+            "the chat templates of the two checkpoints differ. Copy chat_template.jinja and tokenizer_config.json of "
+            "the original model beside both, then score both again."
         )
 
 
