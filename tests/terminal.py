@@ -42,7 +42,7 @@ class Terminal:
         """All that was drawn, without colours and movements."""
         return CONTROL.sub(b"", self.drawn).decode(errors="replace")
 
-    def until(self, pattern: str, seconds: float = 240) -> None:
+    def until(self, pattern: str, seconds: float = 600) -> None:
         """Read until `pattern` was drawn."""
         end = time.monotonic() + seconds
         while not re.search(pattern, self.text):
@@ -59,7 +59,7 @@ class Terminal:
         os.write(self._master, CTRL_C)
         return self.wait()
 
-    def wait(self, seconds: float = 600) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """Read to the end; returns the exit code."""
         end = time.monotonic() + seconds
         while self._read(1.0):
