@@ -1,8 +1,13 @@
 """Round-to-nearest INT4 on the real SmolLM2: the damage that AWQ's search is there to avoid, in the order it must have.
 
-Measured on the whole suite `quick` (docs/log.md): FP8 loses about 1 point at a KL of 0.03 nats, INT4-AWQ 6 points at
-0.2, plain rounding 12 points at 0.5. If rounding comes out better than AWQ does, something does not quantize; if far
-worse, something is broken. A part of the suite is enough to see it, in a minute.
+Measured on the whole suite `quick` (1,988 items, docs/log.md):
+
+    FP8          -1.2 points [-2.2, -0.1]    KL 0.029
+    INT4-AWQ     -6.2        [-7.9, -4.5]       0.198
+    this recipe  -10.3       [-12.2, -8.4]      0.476
+
+If rounding comes out better than AWQ does, something does not quantize; if far worse, something is broken. A part of the
+suite is enough to see it in a minute; on these items the whole run gave -11.5 points [-16.4, -6.7].
 """
 
 from __future__ import annotations
@@ -38,7 +43,8 @@ from quantlab.worker import Reporter
 from tests import measure_bench
 
 RECIPE = Path(__file__).with_name("int4_rtn.yaml")
-TASKS = tuple(SuiteTask(task=f"ql_{name}", metric="acc", limit=100) for name in ("agreement", "elements", "facts"))
+PART = {"ql_arithmetic": 120, "ql_definitions": 120, "ql_agreement": 80}
+TASKS = tuple(SuiteTask(task=task, metric="acc", limit=limit) for task, limit in PART.items())
 TEXT = FidelityAsk(windows=4, length=256, burn_in=32, top_k=512)
 AWQ_KL = 0.25
 """Above what INT4-AWQ in groups of 64 costs on this model (0.198; FP8 0.029)."""
@@ -109,7 +115,6 @@ def test_plain_rounding_loses_more_than_awq_and_is_a_regression(tmp_path: Path) 
     difference = found.suite.difference
     assert difference is not None
     assert difference.high is not None
-    assert difference.high < 0
-    assert -25 < difference.value < -6
+    assert difference.high < -4, "lost for certain, and more than any margin"
+    assert -20 < difference.value < -6
     assert judge.verdict(policy, comparison=found, accuracy=right[0], fidelity=moved).status == "regression"
-    print(moved.kl, moved.top1, difference, [(t.task, t.difference) for t in found.tasks])
