@@ -6,8 +6,8 @@ Measured on the whole suite `quick` (1,988 items, docs/log.md):
     INT4-AWQ     -6.2        [-7.9, -4.5]       0.198
     this recipe  -10.3       [-12.2, -8.4]      0.476
 
-If rounding comes out better than AWQ does, something does not quantize; if far worse, something is broken. A part of the
-suite is enough to see it in a minute; on these items the whole run gave -11.5 points [-16.4, -6.7].
+If rounding comes out better than AWQ does, something does not quantize; if far worse, something is broken. A part of
+the suite is enough to see it in a minute; on these items the whole run gave -11.5 points [-16.4, -6.7].
 """
 
 from __future__ import annotations
