@@ -5,15 +5,15 @@ error than either accuracy (Miller 2024, arXiv:2411.00640). The verdict is a non
 difference: accept when the whole interval lies above -max_drop, regression when it lies below, insufficient between.
 KL, perplexity and the canary are screens for collapse and explanations, never the verdict.
 
-A difference is only formed between comparable scores. `incomparable` says what differs and how to mend it.
+A difference is only formed between comparable scores: comparable.py says what differs and how to mend it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quantlab.comparable import Items, incomparable
 from quantlab.records import (
     Accuracy,
     Canary,
@@ -33,40 +33,7 @@ if TYPE_CHECKING:
 
     from quantlab.score.paired import Paired
 
-
-@dataclass(frozen=True)
-class Items:
-    """The items of one task on one checkpoint, in the order they were asked. All sequences have the same length."""
-
-    ids: Sequence[str]
-    digests: Sequence[str]
-    """Digest of each rendered prompt with its choices."""
-    correct: np.ndarray
-    """float64 [n], in 0..1."""
-    answers: Sequence[str]
-    clusters: Sequence[str]
-
-
-def incomparable(baseline: TaskScore, candidate: TaskScore, left: Items, right: Items) -> str:
-    """Why no difference may be formed, with the cure; empty when the two are comparable."""
-    again = "Score both again with the same suite and the same quantlab."
-    if baseline.metric != candidate.metric:
-        return f"metric {baseline.metric} against {candidate.metric}. {again}"
-    if baseline.chat_template != candidate.chat_template:
-        return f"the chat template was applied to one of the two only. {again}"
-    if baseline.shots != candidate.shots:
-        return f"{baseline.shots} few-shot examples against {candidate.shots}. {again}"
-    if len(left.ids) != len(right.ids):
-        return f"{len(left.ids)} items against {len(right.ids)}. {again}"
-    if list(left.ids) != list(right.ids):
-        return f"the items differ or come in another order, first at {_first(left.ids, right.ids)}. {again}"
-    if list(left.digests) != list(right.digests):
-        place = left.ids[_first_index(left.digests, right.digests)]
-        return (
-            f"the rendered prompts differ, first at item {place}: another tokenizer, template, BOS or few-shot "
-            f"choice. Compare the tokenizer files of the two checkpoints, then score both again."
-        )
-    return ""
+__all__ = ["Items", "compare", "incomparable", "verdict"]
 
 
 def compare(
@@ -135,7 +102,7 @@ def verdict(
         return Verdict(status="infeasible", reason=f"{failed_stage} failed: {failure.problem}")
     if comparison is None or accuracy is None:
         return Verdict(status="insufficient", reason="no accuracy was measured, so no verdict is given.")
-    if broken := _broken(accuracy, policy):
+    if not comparison.suite.incomparable and (broken := _broken(accuracy, policy)):
         return Verdict(status="anomalous", reason=broken)
     return _by_difference(comparison.suite, policy)
 
@@ -262,12 +229,3 @@ def _withheld_suite(rows: Sequence[TaskComparison], why: str) -> TaskComparison:
         candidate=mean([row.candidate.value for row in rows]),
         incomparable=why,
     )
-
-
-def _first_index(left: Sequence[str], right: Sequence[str]) -> int:
-    return next(place for place, (a, b) in enumerate(zip(left, right, strict=True)) if a != b)
-
-
-def _first(left: Sequence[str], right: Sequence[str]) -> str:
-    place = _first_index(left, right)
-    return f"{left[place]} against {right[place]}"

@@ -81,10 +81,10 @@ def _run(lm: SessionLM, loaded: LoadedTask) -> tuple[TaskScore, list[Item]]:
     items = rows(loaded, result["samples"][loaded.name], lm.sent)
     theirs = result["results"][loaded.name][f"{loaded.metric},{loaded.filter}"]
     require_agreement(loaded, items, float(theirs))
-    return _score(loaded, items, round(time.monotonic() - started, 3)), items
+    return _score(lm, loaded, items, round(time.monotonic() - started, 3)), items
 
 
-def _score(loaded: LoadedTask, items: Sequence[Item], seconds: float) -> TaskScore:
+def _score(lm: SessionLM, loaded: LoadedTask, items: Sequence[Item], seconds: float) -> TaskScore:
     return TaskScore(
         task=loaded.name,
         metric=loaded.metric if loaded.filter == "none" else f"{loaded.metric},{loaded.filter}",
@@ -96,6 +96,9 @@ def _score(loaded: LoadedTask, items: Sequence[Item], seconds: float) -> TaskSco
         shots=int(loaded.task.get_config("num_fewshot")),
         chat_template=loaded.ask.chat_template,
         truncated=0,
+        group="" if loaded.ask.task == loaded.name else loaded.ask.task,
+        template_digest=digest(lm.tokenizer.chat_template) if loaded.ask.chat_template else "",
+        decoding=lm.decoding,
         seconds=seconds,
     )
 

@@ -53,7 +53,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
     """An lm-eval model over a Session.
 
     `requests` counts what was asked; `sent` keeps for each lm-eval request what went to the session, by
-    `key`.
+    `key`; `decoding` says in words how the present task's answers were generated.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         self.place = ""
         self.requests = 0
         self.sent: dict[str, Sent] = {}
+        self.decoding = ""
         self._journal = journal
         self._token_budget = token_budget
         self._progress: Callable[[int, int], None] = lambda done, total: None
@@ -84,6 +85,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         asked)."""
         self.place = f"task {task}"
         self.sent.clear()
+        self.decoding = ""
         self._progress = progress
 
     @property
@@ -172,6 +174,8 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
             asks.append(ask)
         self._require_fit([len(ask.prompt) + ask.max_tokens for ask in asks])
         self.requests += len(asks)
+        kinds = {f"greedily, at most {ask.max_tokens} tokens, until {list(ask.stop)}" for ask in asks}
+        self.decoding = "; ".join(sorted(kinds))
         return self._answer(asks, generate_blocks(asks, self._token_budget), "generate", self._continue)
 
     def _generation(self, context: str, settings: dict[str, Any]) -> GenerateRequest:

@@ -43,6 +43,8 @@ class Item:
     """Rendered text, few-shot examples and chat template included."""
     prompt_digest: str
     """SHA-256 of the token ids that were sent, all choices."""
+    question_digest: str
+    """SHA-256 of the item's own text and choices, before few-shot examples and template came to it."""
     tokens: int
     """Of all requests of the item."""
     bos: int
@@ -87,6 +89,7 @@ def _row(loaded: LoadedTask, name: str, cluster: str, sample: dict[str, Any], se
         kind=str(doc.get("kind") or ""),
         prompt=str(sample["arguments"][0][0]),
         prompt_digest=digest([one.digest for one in went]),
+        question_digest=digest(str(loaded.task.doc_to_text(doc)), answer["choices"]),
         tokens=sum(one.tokens for one in went),
         bos=went[0].bos,
         correct=_share(loaded, name, sample[loaded.metric]),
@@ -198,7 +201,8 @@ def write(items: Sequence[Item], path: Path) -> None:
 
     schema = pa.schema(
         [
-            *((name, pa.string()) for name in ("task", "id", "cluster", "kind", "prompt", "prompt_digest")),
+            *((name, pa.string()) for name in ("task", "id", "cluster", "kind")),
+            *((name, pa.string()) for name in ("prompt", "prompt_digest", "question_digest")),
             ("tokens", pa.int32()),
             ("bos", pa.int32()),
             *((name, pa.string()) for name in ("choices", "right", "answer")),

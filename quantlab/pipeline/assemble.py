@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantlab import judge
+from quantlab import anchors, catalog, judge
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
@@ -155,7 +155,7 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
         comparison=comparison,
         failure=walk.failure,
         failed_stage=walk.at if walk.failure else "",
-        flips=() if first else _flips(tables[baseline.name], tables[walk.name]),
+        flips=_flips(comparison, tables[baseline.name], tables[walk.name]) if comparison else (),
         identities=walk.identities,
     )
 
@@ -185,6 +185,10 @@ class Table:
             correct=np.asarray(self.columns["correct"], dtype=np.float64),
             answers=self.columns["answer"],
             clusters=self.columns["cluster"],
+            tokens=self.columns["tokens"],
+            bos=self.columns["bos"],
+            prompts=self.columns["prompt"],
+            questions=self.columns.get("question_digest", []),
         )
 
 
@@ -204,13 +208,11 @@ def _items(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
     }
 
 
-def _flips(left: dict[str, Table], right: dict[str, Table]) -> tuple[dict[str, str], ...]:
-    """Items whose correctness changed: both directions and all tasks are represented."""
+def _flips(comparison: Comparison, left: dict[str, Table], right: dict[str, Table]) -> tuple[dict[str, str], ...]:
+    """Items whose correctness changed, of comparable tasks: both directions and all tasks are represented."""
     by_kind: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for task in left.keys() & right.keys():
+    for task in (row.task for row in comparison.tasks if not row.incomparable):
         a, b = left[task].columns, right[task].columns
-        if a["id"] != b["id"]:
-            continue
         for place, (before, after) in enumerate(zip(a["correct"], b["correct"], strict=True)):
             if (before > 0.5) != (after > 0.5):
                 way = "regressed" if before > after else "improved"
@@ -253,6 +255,8 @@ def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
             f"Suite {resolved.suite.name} is made of generated items: it compares precisions with each other, "
             f"its scores are not comparable with published ones."
         )
+    if walks[0].accuracy is not None and walks[0].recipe.format == "bf16":
+        notes += anchors.notes(walks[0].accuracy, resolved.suite_record, catalog.published_scores(resolved.model))
     for walk in walks:
         if walk.throughput is not None and walk.throughput.numerics == "emulated":
             notes.append(

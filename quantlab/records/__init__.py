@@ -4,6 +4,7 @@
     results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy
     speed     and the cells of a throughput grid
     jobs      what crosses a process wall: Job and its specs, Event, Failure
+    published what others measured: PublishedScore
     verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
     entries   what the ledger keeps: Entry, Host
 
@@ -36,6 +37,7 @@ from quantlab.records.jobs import (
     VerifyJob,
 )
 from quantlab.records.numbers import Number, Provenance, digest, encode
+from quantlab.records.published import Published, PublishedScore
 from quantlab.records.results import (
     Accuracy,
     Artifact,
@@ -88,6 +90,8 @@ __all__ = [
     "Policy",
     "Power",
     "Provenance",
+    "Published",
+    "PublishedScore",
     "QuantizerOverride",
     "Recipe",
     "Reference",

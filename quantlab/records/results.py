@@ -222,6 +222,12 @@ class TaskScore(Result, frozen=True, kw_only=True):
     chat_template: bool = False
     truncated: int = 0
     """Prompts that would not fit; always 0, because they are refused."""
+    group: str = ""
+    """The suite's word for it, where that names a group of tasks."""
+    template_digest: str = ""
+    """SHA-256 of the tokenizer's chat template, where it was applied."""
+    decoding: str = ""
+    """How answers were generated, in words; empty where none was."""
     seconds: float = 0.0
 
 
