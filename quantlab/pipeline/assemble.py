@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantlab import judge
+from quantlab import judge, looks
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
 from quantlab.records import (
     SCHEMA,
     Accuracy,
+    Artifact,
     Calibrated,
     Canary,
     Candidate,
@@ -53,11 +54,19 @@ class Walk:
     throughput: Throughput | None = None
     failure: Failure | None = None
     identities: dict[str, str] = field(default_factory=dict)
+    artifact: Artifact | None = None
+    """What the engine opens."""
+    parts: list[Accuracy] = field(default_factory=list)
+    """Of an early run: what is known of its accuracy, slice by slice in order of arrival, or the whole suite."""
+    comparison: Comparison | None = None
+    """Of an early run, as the last look left it."""
+    compared: tuple[dict[str, Table], dict[str, Table]] | None = None
+    """Of an early run: the items of baseline and candidate that were compared."""
 
 
 def assemble(resolved: Resolved, walks: Sequence[Walk], host: Host, ledger: Ledger) -> Run:
     """Judge every walk against the first and put the run together."""
-    tables = {walk.name: _items(ledger, walk.accuracy) for walk in walks}
+    tables = {walk.name: {} if walk.compared else items_by_task(ledger, walk.accuracy) for walk in walks}
     candidates = [_candidate(resolved, walks[0], walk, tables) for walk in walks]
     return Run(
         schema=SCHEMA,
@@ -87,6 +96,7 @@ def command(ask: Ask) -> str:
     for flag, value in (
         ("--calibration-set", ask.calibration_set),
         ("--max-drop", ask.max_drop),
+        ("--scope", ask.scope),
         ("--threads", ask.threads or None),
         ("--seed", ask.seed or None),
         ("--device", None if ask.config.device == "auto" else ask.config.device),
@@ -96,6 +106,8 @@ def command(ask: Ask) -> str:
         ("--flow", None if ask.config.flow == "auto" else ask.config.flow),
     ):
         words += [flag, f"{value}"] if value is not None else []
+    if ask.early is not None:
+        words.append("--early" if ask.early else "--no-early")
     return shlex.join(words)
 
 
@@ -155,7 +167,7 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
         comparison=comparison,
         failure=walk.failure,
         failed_stage=walk.at if walk.failure else "",
-        flips=() if first else _flips(tables[baseline.name], tables[walk.name]),
+        flips=() if first else _flips(*(walk.compared or (tables[baseline.name], tables[walk.name]))),
         identities=walk.identities,
     )
 
@@ -163,11 +175,15 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
 def _comparison(
     resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str, dict[str, Table]]
 ) -> Comparison | None:
-    if baseline.accuracy is None or walk.accuracy is None:
-        return None
+    if walk.comparison is not None or baseline.accuracy is None or walk.accuracy is None:
+        return walk.comparison
     left = {task: table.items() for task, table in tables[baseline.name].items()}
     right = {task: table.items() for task, table in tables[walk.name].items()}
-    return judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    found = judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    whole = found.suite.difference
+    if resolved.policy.claims == "population" or whole is None:
+        return found
+    return looks.on_suite(found, looks.exact(whole.value, found.suite.n, resolved.policy))
 
 
 @dataclass(frozen=True)
@@ -188,7 +204,7 @@ class Table:
         )
 
 
-def _items(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
+def items_by_task(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
     """Item results by task, read from the ledger's Parquet."""
     if accuracy is None:
         return {}

@@ -202,6 +202,10 @@ class Fidelity(Result, frozen=True, kw_only=True):
     """Candidate over baseline."""
     seconds: float = 0.0
 
+    def collapsed(self, kl: float, top1: float) -> bool:
+        """Mean KL above `kl` nats or top-1 agreement below `top1`; what is not a number has collapsed too."""
+        return not (self.kl.value <= kl and self.top1.value >= top1)
+
 
 class TaskScore(Result, frozen=True, kw_only=True):
     """One task of a suite on one checkpoint."""
@@ -234,3 +238,37 @@ class Accuracy(Result, frozen=True, kw_only=True):
     """Parquet file, relative to the ledger."""
     seconds: float = 0.0
     requests: int = 0
+    part: tuple[int, int] | None = None
+    """From which to before which item, in the random order of the seed; None: the whole suite."""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """For a part: (task, number of its items in the whole suite), in the suite's order."""
+    more: tuple[str, ...] = ()
+    """For parts put together: the Parquet files after `items`."""
+
+
+class Power(Result, frozen=True, kw_only=True):
+    """What the GPUs of an artifact drew while a cell was timed, from the driver's own counters (NVML)."""
+
+    joules_per_token: Number | None = None
+    """Energy of the counted runs over the tokens that came out; None where it is not valid."""
+    watts: float = 0.0
+    """Mean draw over the counted runs, all GPUs of the artifact."""
+    clock_mhz: float | None = None
+    """Median clock of the multiprocessors."""
+    clock_low_mhz: float | None = None
+    """Lowest clock that was seen."""
+    throttled: tuple[str, ...] = ()
+    """Why the driver held the clock down at some moment: "power cap", "heat", "hardware slowdown"."""
+    seconds: float = 0.0
+    """How long was measured."""
+    valid: bool = True
+    """False: too short for the counter, or somebody else worked on the same GPU."""
+    reason: str = ""
+
+
+class Percentiles(Result, frozen=True, kw_only=True):
+    """Seconds over all sequences of all counted runs."""
+
+    p50: float
+    p90: float
+    p99: float
