@@ -39,16 +39,17 @@ def look_by_look(walker: Walker, walks: Sequence[Walk]) -> None:
 
 
 def _race(walker: Walker, baseline: Walk, candidates: list[Walk]) -> Race:
-    from quantlab.score.draw import Draw
+    from quantlab.score.draw import Draw, ends
 
     first = baseline.parts[0]
     sizes = first.sizes or tuple((score.task, score.n) for score in first.tasks)
-    policy = walker.resolved.policy
+    policy, draw = walker.resolved.policy, Draw(sizes, walker.resolved.ask.seed)
     return Race(
         walker=walker,
         baseline=baseline,
         open=candidates,
-        draw=Draw(sizes, walker.resolved.ask.seed),
+        draw=draw,
+        ends=ends(policy.first_look, policy.look_growth, draw.total),
         budget=looks.Budget(policy.confidence, max(1, len(candidates))),
     )
 
@@ -73,25 +74,30 @@ class Race:
     baseline: Walk
     open: list[Walk]
     draw: Draw
+    ends: Sequence[int]
+    """How many items are known at each look."""
     budget: looks.Budget
     looked: int = 0
     known: dict[str, Known] = field(default_factory=dict)
 
     def run(self) -> None:
         """Look by look, until all are decided or the suite is scored."""
-        from quantlab.score.draw import ends
-
-        policy = self.walker.resolved.policy
-        for end in ends(policy.first_look, policy.look_growth, self.draw.total):
-            if not self.open:
-                return
-            self._score(self.baseline, end)
+        place = 0
+        while self.open and place < len(self.ends):
+            self._score(self.baseline, self.ends[place])
             if self.baseline.failure is not None:
                 return
             for walk in self.open:
-                self._score(walk, end)
+                self._score(walk, self.ends[place])
             self.open = [walk for walk in self.open if walk.failure is None]
-            self._look()
+            hopeful = self._look()
+            place = self._next(place, hopeful)
+
+    def _next(self, place: int, hopeful: int) -> int:
+        """The next look; one is left out where no candidate can hope for a decision at it. Never more than one: an
+        estimate from few items is a guess, and opening a model costs less than scoring most of a suite in vain."""
+        after = place + 2
+        return after if after < len(self.ends) and self.ends[after] <= hopeful else place + 1
 
     def close(self) -> None:
         """Put the scores of the baseline together: all that is known of it."""
@@ -100,9 +106,13 @@ class Race:
             self.baseline.accuracy = known.accuracy(known.tables(known.count))
 
     def _score(self, walk: Walk, end: int) -> None:
-        begin = self._known(walk).count
-        if begin < end:
-            self.walker.attempt(walk, lambda: self.walker.measure(walk, ["accuracy"], (begin, end)))
+        """Score up to `end`, or as far as a slice in the ledger goes that another run has scored."""
+        while (begin := self._known(walk).count) < end and walk.failure is None:
+            there = [last for last in self.ends if last > begin and self.walker.knows(walk, (begin, last))]
+            self._measure(walk, (begin, end if end in there or not there else there[-1]))
+
+    def _measure(self, walk: Walk, part: tuple[int, int]) -> None:
+        self.walker.attempt(walk, lambda: self.walker.measure(walk, ["accuracy"], part))
 
     def _known(self, walk: Walk) -> Known:
         """Read anew when a slice has come."""
@@ -111,7 +121,12 @@ class Race:
             found = self.known[walk.name] = Known(self.walker.ledger, list(walk.parts), self.draw)
         return found
 
-    def _look(self) -> None:
+    def _look(self) -> int:
+        """Decide what can be decided.
+
+        Returns:
+            With how many items the first of the undecided is expected to be decided.
+        """
         self.looked += 1
         policy = self.walker.resolved.policy
         found = {walk.name: self._compare(walk) for walk in self.open}
@@ -123,6 +138,7 @@ class Race:
             walk.comparison = self._conclude(found[walk.name], seen[walk.name], look)
             self.walker.watch.say(f"look {self.looked}, {walk.name}: {looks.in_words(look, policy, None)}")
         self.open = [walk for walk in comparable if decided[walk.name].status == "undecided"]
+        return min((decided[walk.name].scored + decided[walk.name].needed for walk in self.open), default=0)
 
     def _compare(self, walk: Walk) -> Comparison:
         """Baseline and candidate on the items known of both; refused where they are not comparable."""

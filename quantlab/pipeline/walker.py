@@ -162,6 +162,10 @@ class Walker:
             raise
         self._take(walk, results, known)
 
+    def knows(self, walk: Walk, part: Part) -> bool:
+        """The ledger has this slice."""
+        return self.stages.found("accuracy", self._identities(walk, ["accuracy"], part)["accuracy"]) is not None
+
     def _whole(self, walk: Walk) -> bool:
         """Take a whole suite that the ledger already has: it is as good as all of its slices."""
         if "accuracy" not in self.resolved.ask.stages:
