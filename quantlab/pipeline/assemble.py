@@ -269,6 +269,12 @@ def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
             f"Suite {resolved.suite.name} is made of generated items: it compares precisions with each other, "
             f"its scores are not comparable with published ones."
         )
+    if resolved.policy.early:
+        notes.append(
+            f"Verdicts are about suite {resolved.suite.name} in full and were taken as soon as they were certain: the "
+            f"items came in the random order of seed {resolved.ask.seed}. They say nothing about other items. KL is "
+            f"that of a screen of a few hundred positions."
+        )
     for walk in walks:
         if walk.throughput is not None and walk.throughput.numerics == "emulated":
             notes.append(
