@@ -144,10 +144,11 @@ def _teller(
     bench: Bench, loaded: LoadedTask, chosen: Chosen | None, before: int, total: int
 ) -> Callable[[int, int], None]:
     """Turns requests answered into items done."""
-    mine = loaded.items if chosen is None else len(chosen)
+    part, mine = bench.spec.part, loaded.items if chosen is None else len(chosen)
+    text = loaded.name if part is None else f"{loaded.name}, items {part[0]} to {part[0] + total} in random order"
 
     def tell(done: int, requests: int) -> None:
-        bench.reporter.progress("accuracy", before + mine * done / requests, total, loaded.name)
+        bench.reporter.progress("accuracy", before + mine * done / requests, total, text)
 
     return tell
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from quantlab import judge, looks
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
@@ -120,16 +122,21 @@ def summary(model: str, candidates: Sequence[Candidate]) -> str:
     if accepted:
         first = (
             f"Ship {accepted[0].recipe_name}: of the accepted precisions of {model} it stores the fewest bits "
-            f"({_bits(accepted[0]):.2f} per weight). {accepted[0].verdict.reason}"
+            f"({_bits(accepted[0]):.2f} per weight). {_sentence(accepted[0].verdict.reason)}"
         )
     else:
-        first = f"Stay with {candidates[0].recipe_name}: no other precision of {model} was accepted."
+        scope = "on this suite" if candidates[-1].verdict.scope == "suite" else "beyond this suite"
+        first = f"Stay with {candidates[0].recipe_name}: no other precision of {model} was accepted {scope}."
     rest = [
         f"{each.recipe_name}: {each.verdict.status}"
         for each in candidates
         if each.verdict.status not in ("baseline", "accept")
     ]
     return first + (f" Not accepted: {'; '.join(rest)}." if rest else "")
+
+
+def _sentence(reason: str) -> str:
+    return reason[:1].upper() + reason[1:]
 
 
 def _bits(candidate: Candidate) -> float:
@@ -157,7 +164,7 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
     return Candidate(
         recipe_name=walk.name,
         recipe=walk.recipe,
-        verdict=verdict,
+        verdict=msgspec.structs.replace(verdict, scope=resolved.policy.claims),
         calibrated=walk.calibrated,
         verification=walk.verification,
         canary=walk.canary,
