@@ -28,7 +28,7 @@ Tables = dict[str, Table]
 
 def look_by_look(walker: Walker, walks: Sequence[Walk]) -> None:
     """Decide the walks against the first of them, then measure the throughput of what was not rejected."""
-    baseline, candidates = walks[0], [walk for walk in walks[1:] if walk.parts and walk.failure is None]
+    baseline, candidates = walks[0], [walk for walk in walks[1:] if walk.parts and _alive(walker, walk)]
     if baseline.parts:
         race = _race(walker, baseline, candidates)
         race.run()
@@ -54,14 +54,17 @@ def _race(walker: Walker, baseline: Walk, candidates: list[Walk]) -> Race:
     )
 
 
+def _alive(walker: Walker, walk: Walk) -> bool:
+    """Still on the ladder: nothing failed, and it is a language model."""
+    return walk.failure is None and not judge.collapsed(walk.canary, walk.fidelity, walker.resolved.policy)
+
+
 def _time(walker: Walker, walk: Walk) -> None:
-    if walk.artifact is None or walk.failure is not None:
-        return
-    if judge.collapsed(walk.canary, walk.fidelity, walker.resolved.policy):
+    if walk.artifact is None or not _alive(walker, walk):
         return
     look = walk.comparison.look if walk.comparison else None
     if walk.comparison is not None and (look is None or look.status == "regression"):
-        walker.note(walk, "not timed: it was rejected before.")
+        walker.note(walk, "not timed, because it was not accepted.")
         return
     walker.attempt(walk, lambda: walker.measure(walk, ["throughput"]))
 

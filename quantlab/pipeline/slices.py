@@ -108,7 +108,7 @@ class Known:
                     place=part.items,
                     cure="Delete its entry: the slice is then scored again.",
                 )
-        return np.concatenate(places), pa.concat_tables(read).to_pydict()
+        return np.concatenate(places), pa.concat_tables(read, promote_options="default").to_pydict()
 
 
 def _mean(correct: list[float], clusters: list[str]) -> Number:
