@@ -12,7 +12,7 @@ are is counted before the first look and does not change when one breaks down la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -76,6 +76,16 @@ def together(draw: Draw, seen: Mapping[str, Seen], policy: Policy, budget: Budge
             budget.count(each.status)
         if all(each.status == "undecided" for each in fresh.values()):
             return found
+
+
+def next_look(ends: Sequence[int], place: int, hopeful: int) -> int:
+    """The place in `ends` of the look after `place`; one is left out where no candidate can hope for a decision at it.
+
+    Never more than one: an estimate from few items is a guess, and opening a model costs less than scoring most of a
+    suite in vain. `hopeful`: with how many items the first candidate is expected to be decided.
+    """
+    after = place + 2
+    return after if after < len(ends) and ends[after] <= hopeful else place + 1
 
 
 def look(draw: Draw, seen: Seen, policy: Policy, alphas: tuple[float, float], looks: int) -> Look:

@@ -8,7 +8,7 @@ import pytest
 
 from quantlab import judge, looks
 from quantlab.judge import Items
-from quantlab.looks import Budget, Seen
+from quantlab.looks import Budget, Seen, next_look
 from quantlab.records import Accuracy, Comparison, Number, Policy, TaskScore
 from quantlab.score.draw import Draw
 
@@ -142,3 +142,10 @@ def test_a_full_comparison_keeps_the_population_beside_the_suite() -> None:
     assert found.tasks == before.tasks
     verdict = judge.verdict(POLICY, comparison=found, accuracy=Accuracy(suite="s", tasks=(), items="x"))
     assert (verdict.scope, verdict.items_used, verdict.items_total) == ("suite", 400, 400)
+
+
+@pytest.mark.parametrize(
+    ("place", "hopeful", "then"), [(0, 300, 1), (0, 799, 1), (0, 800, 2), (0, 1988, 2), (3, 1988, 4)]
+)
+def test_a_look_is_left_out_only_where_nothing_can_be_hoped_for(place: int, hopeful: int, then: int) -> None:
+    assert next_look((200, 400, 800, 1600, 1988), place, hopeful) == then

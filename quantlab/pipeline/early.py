@@ -93,14 +93,7 @@ class Race:
             for walk in self.open:
                 self._score(walk, self.ends[place])
             self.open = [walk for walk in self.open if walk.failure is None]
-            hopeful = self._look()
-            place = self._next(place, hopeful)
-
-    def _next(self, place: int, hopeful: int) -> int:
-        """The next look; one is left out where no candidate can hope for a decision at it. Never more than one: an
-        estimate from few items is a guess, and opening a model costs less than scoring most of a suite in vain."""
-        after = place + 2
-        return after if after < len(self.ends) and self.ends[after] <= hopeful else place + 1
+            place = looks.next_look(self.ends, place, self._look())
 
     def close(self) -> None:
         """Put the scores of the baseline together: all that is known of it."""
