@@ -159,9 +159,10 @@ class Race:
         return looks.Seen(*(looks.in_arrival(self.draw, places, values) for values in both))
 
     def _conclude(self, comparison: Comparison, seen: looks.Seen, look: Look) -> Comparison:
-        if look.scored == look.items:
-            return looks.on_suite(comparison, look)
-        test = self.draw.test(self.walker.resolved.policy.max_drop / 100, self.budget.alphas)
+        policy, whole = self.walker.resolved.policy, comparison.suite.difference
+        if look.scored == look.items and whole is not None:  # the same words as of a full run, to the last bit
+            return looks.on_suite(comparison, looks.exact(whole.value, look.items, policy, look.looks))
+        test = self.draw.test(policy.max_drop / 100, self.budget.alphas)
         return looks.on_suite(comparison, look, (test.estimate(seen.baseline), test.estimate(seen.candidate)))
 
 
