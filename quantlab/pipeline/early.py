@@ -34,7 +34,8 @@ def look_by_look(walker: Walker, walks: Sequence[Walk]) -> None:
         race.run()
         race.close()
     if "throughput" in walker.resolved.ask.stages and baseline.failure is None:
-        for walk in walks:
+        worth = [walk for walk in walks[1:] if _worth_timing(walker, walk)]
+        for walk in [baseline, *worth] if worth else []:
             _time(walker, walk)
 
 
@@ -59,13 +60,18 @@ def _alive(walker: Walker, walk: Walk) -> bool:
     return walk.failure is None and not judge.collapsed(walk.canary, walk.fidelity, walker.resolved.policy)
 
 
-def _time(walker: Walker, walk: Walk) -> None:
+def _worth_timing(walker: Walker, walk: Walk) -> bool:
+    """It may be shipped. Where nothing may, the baseline's speed is no news either."""
     if walk.artifact is None or not _alive(walker, walk):
-        return
+        return False
     look = walk.comparison.look if walk.comparison else None
-    if walk.comparison is not None and (look is None or look.status == "regression"):
+    refused = walk.comparison is not None and (look is None or look.status == "regression")
+    if refused:
         walker.note(walk, "not timed, because it was not accepted.")
-        return
+    return not refused
+
+
+def _time(walker: Walker, walk: Walk) -> None:
     walker.attempt(walk, lambda: walker.measure(walk, ["throughput"]))
 
 
