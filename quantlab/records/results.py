@@ -244,31 +244,3 @@ class Accuracy(Result, frozen=True, kw_only=True):
     """For a part: (task, number of its items in the whole suite), in the suite's order."""
     more: tuple[str, ...] = ()
     """For parts put together: the Parquet files after `items`."""
-
-
-class Power(Result, frozen=True, kw_only=True):
-    """What the GPUs of an artifact drew while a cell was timed, from the driver's own counters (NVML)."""
-
-    joules_per_token: Number | None = None
-    """Energy of the counted runs over the tokens that came out; None where it is not valid."""
-    watts: float = 0.0
-    """Mean draw over the counted runs, all GPUs of the artifact."""
-    clock_mhz: float | None = None
-    """Median clock of the multiprocessors."""
-    clock_low_mhz: float | None = None
-    """Lowest clock that was seen."""
-    throttled: tuple[str, ...] = ()
-    """Why the driver held the clock down at some moment: "power cap", "heat", "hardware slowdown"."""
-    seconds: float = 0.0
-    """How long was measured."""
-    valid: bool = True
-    """False: too short for the counter, or somebody else worked on the same GPU."""
-    reason: str = ""
-
-
-class Percentiles(Result, frozen=True, kw_only=True):
-    """Seconds over all sequences of all counted runs."""
-
-    p50: float
-    p90: float
-    p99: float
