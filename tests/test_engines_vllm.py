@@ -361,7 +361,7 @@ def test_only_int4_is_converted_once_and_its_loss_is_noted(
 def test_fidelity_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path) -> None:
     from quantlab.ledgers import Ledger
     from quantlab.pipeline.ask import resolve
-    from quantlab.pipeline.assemble import Walk
+    from quantlab.pipeline.walk import Walk
     from quantlab.pipeline.walker import Walker
     from quantlab.records import Weights
     from tests.test_pipeline import Seen

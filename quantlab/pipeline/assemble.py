@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -14,56 +14,19 @@ from quantlab import judge, looks
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
+from quantlab.pipeline.walk import Walk
 from quantlab.records import (
     SCHEMA,
     Accuracy,
-    Artifact,
-    Calibrated,
-    Canary,
     Candidate,
     Comparison,
-    Failure,
-    Fidelity,
     Host,
-    Recipe,
-    Reference,
     Run,
-    Throughput,
     Verdict,
-    Verification,
 )
 
 FLIPS_SHOWN = 60
 """Flipped items kept for the report, a recipe; the Parquet files hold all."""
-
-
-@dataclass
-class Walk:
-    """What one recipe gave on its way through the rooms."""
-
-    name: str
-    recipe: Recipe
-    notes: tuple[str, ...] = ()
-    refusal: str = ""
-    at: str = "plan"
-    """The stage it reached last."""
-    calibrated: Calibrated | None = None
-    verification: Verification | None = None
-    canary: Canary | None = None
-    reference: Reference | None = None
-    fidelity: Fidelity | None = None
-    accuracy: Accuracy | None = None
-    throughput: Throughput | None = None
-    failure: Failure | None = None
-    identities: dict[str, str] = field(default_factory=dict)
-    artifact: Artifact | None = None
-    """What the engine opens."""
-    parts: list[Accuracy] = field(default_factory=list)
-    """Of an early run: what is known of its accuracy, slice by slice in order of arrival, or the whole suite."""
-    comparison: Comparison | None = None
-    """Of an early run, as the last look left it."""
-    compared: tuple[dict[str, Table], dict[str, Table]] | None = None
-    """Of an early run: the items of baseline and candidate that were compared."""
 
 
 def assemble(resolved: Resolved, walks: Sequence[Walk], host: Host, ledger: Ledger) -> Run:

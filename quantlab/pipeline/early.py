@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quantlab import judge, looks
-from quantlab.pipeline.assemble import Table, Walk
+from quantlab.pipeline.assemble import Table
 from quantlab.pipeline.slices import Known
+from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.records import Comparison, Look
 

@@ -12,9 +12,10 @@ from quantlab import host as machine
 from quantlab.errors import KINDS, Broken, QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, Resolved, resolve
-from quantlab.pipeline.assemble import Walk, assemble
+from quantlab.pipeline.assemble import assemble
 from quantlab.pipeline.early import look_by_look
 from quantlab.pipeline.stage import Silent, Watcher
+from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan, plan
 from quantlab.records import FetchJob, Host, Run, Weights

@@ -16,8 +16,8 @@ from quantlab.errors import QuantlabError, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
 from quantlab.pipeline.ask import STAGES, Resolved
-from quantlab.pipeline.assemble import Walk
 from quantlab.pipeline.stage import Stages, Watcher
+from quantlab.pipeline.walk import Walk
 from quantlab.plans import Plan
 from quantlab.records import (
     Accuracy,
