@@ -361,7 +361,7 @@ def test_only_int4_is_converted_once_and_its_loss_is_noted(
 def test_fidelity_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path) -> None:
     from quantlab.ledgers import Ledger
     from quantlab.pipeline.ask import resolve
-    from quantlab.pipeline.assemble import Walk
+    from quantlab.pipeline.walk import Walk
     from quantlab.pipeline.walker import Walker
     from quantlab.records import Weights
     from tests.test_pipeline import Seen
@@ -372,7 +372,7 @@ def test_fidelity_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path) -> N
     walker = Walker(resolved, weights, host(), Ledger(tmp_path), seen)
     found, recipe = resolved.recipes[0]
     walk = Walk(name=found.name, recipe=recipe)
-    walker._measure(walk)
+    walker._open(walk)
     assert walk.failure is None
     assert walk.fidelity is None
     assert "no fidelity" in walk.notes[0]

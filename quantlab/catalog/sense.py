@@ -90,6 +90,19 @@ def policy(record: Policy) -> Iterator[Complaint]:
             yield (name,), f"{getattr(record, name)} is not a share.", "Write a number from 0 to 1."
     if not 0.5 <= record.confidence < 1:
         yield ("confidence",), f"{record.confidence} is not a confidence.", "Write for instance 0.95."
+    yield from _looks(record)
+
+
+def _looks(record: Policy) -> Iterator[Complaint]:
+    """An early run can only claim something about the suite, needs a margin to bet on, and looks that grow."""
+    if record.early and record.scope == "population":
+        cure = "Write `scope: suite`, or `early: false`."
+        yield ("scope",), "an early run decides about the suite in full, not about a population.", cure
+    if record.early and not 0 < record.max_drop < 100:
+        yield ("max_drop",), f"{record.max_drop:g} points leave nothing to decide early.", "Write a number above 0."
+    yield from _least(record.first_look, 1, "first_look")
+    if not 1.1 <= record.look_growth <= 100:
+        yield ("look_growth",), f"{record.look_growth} does not grow well.", "Write for instance 2."
 
 
 def _least(value: Any, least: int, *parts: str | int) -> Iterator[Complaint]:

@@ -68,14 +68,34 @@ def options(function: F) -> F:
     return function
 
 
+def claim(function: F) -> F:
+    """Options of the two that score: what is claimed, and whether to stop as soon as that is decided."""
+    for option in reversed(
+        (
+            click.option(
+                "--early/--no-early", default=None, help="Score only until every verdict on the suite is certain."
+            ),
+            click.option(
+                "--scope",
+                type=click.Choice(["population", "suite"]),
+                help="Claim: about items like these beyond the suite, or about this suite in full.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 @click.command()
 @options
+@claim
 @click.option("--stage", "stages", multiple=True, help="Only these stages (repeatable); calibrate is always there.")
 def run(**words: Any) -> None:
     """Quantize MODEL to each of RECIPES, score and time it against the baseline, and judge.
 
     \b
     quantlab run fp8 int4_awq --model smollm2-135m
+    quantlab run fp8 int4_awq --model smollm2-135m --early
     quantlab run fp8 --model 3b --suite llama32 --max-drop 1
     quantlab run ./my_recipe.yaml --model ./my-finetune --dry-run
     """
@@ -91,6 +111,7 @@ def calibrate(**words: Any) -> None:
 
 @click.command(name="eval")
 @options
+@claim
 def evaluate(**words: Any) -> None:
     """Score each of RECIPES against the baseline: canary, fidelity, accuracy."""
     _go(words, ("calibrate", "verify", "canary", "fidelity", "accuracy"))

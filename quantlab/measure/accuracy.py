@@ -19,13 +19,14 @@ from quantlab.measure.adapter import SessionLM
 from quantlab.measure.estimates import estimate
 from quantlab.measure.items import Item, require_agreement, rows, write
 from quantlab.measure.journal import Journal
+from quantlab.measure.part import Chosen, draw_of, prompts_as_in_full
 from quantlab.measure.tasks import LoadedTask, load
 from quantlab.records import Accuracy, Number, TaskScore, digest
 from quantlab.score.paired import mean_with_error
 
 
 def accuracy(bench: Bench) -> Measured:
-    """Run the suite's tasks in order.
+    """Run the suite's tasks in order, or of each task what belongs to the part that is asked for.
 
     Returns:
         The record and {"items.parquet": path}; columns as in `items.Item`.
@@ -39,14 +40,17 @@ def accuracy(bench: Bench) -> Measured:
     spec = bench.spec
     tasks_folder = Path(spec.tasks_folder) if spec.tasks_folder else None
     tasks = load(bench.suite, bench.beside_suite(""), tasks_folder, bench.folder)
-    total = sum(one.items for one in tasks)
+    chosen, sizes = _chosen(bench, tasks)
+    asked = [one for one in tasks if chosen is None or one.name in chosen]
+    total = sum(one.items for one in tasks) if chosen is None else sum(len(each) for each in chosen.values())
     scores: list[TaskScore] = []
     items: list[Item] = []
     with Journal(bench.folder / "journal.jsonl", _binding(bench)) as journal:
         lm = SessionLM(bench.session, bench.tokenizer, journal, spec.config.token_budget)
-        for loaded in tasks:
-            lm.report(loaded.name, _teller(bench, loaded, len(items), total))
-            score, new = _run(lm, loaded)
+        for loaded in asked:
+            mine = None if chosen is None else chosen[loaded.name]
+            lm.report(loaded.name, _teller(bench, loaded, mine, len(items), total))
+            score, new = _run(lm, loaded, mine)
             scores.append(score)
             items += new
     path = bench.folder / "items.parquet"
@@ -57,11 +61,25 @@ def accuracy(bench: Bench) -> Measured:
         items=path.name,
         seconds=round(time.monotonic() - started, 3),
         requests=lm.requests,
+        part=None if spec.part is None else (spec.part[0], spec.part[0] + total),
+        sizes=sizes,
     )
     return record, {path.name: str(path.resolve())}
 
 
-def _run(lm: SessionLM, loaded: LoadedTask) -> tuple[TaskScore, list[Item]]:
+def _chosen(bench: Bench, tasks: Sequence[LoadedTask]) -> tuple[dict[str, Chosen] | None, tuple[tuple[str, int], ...]]:
+    """Documents by task where a part of the suite is asked for, and how many items each task has in full."""
+    part = bench.spec.part
+    if part is None:
+        return None, ()
+    draw = draw_of(tasks, bench.spec.seed)
+    found = {task: Chosen(numbers) for task, numbers in draw.documents(*part).items()}
+    if not found:
+        raise BadInput(f"the suite has {draw.total} items, none from the {part[0]}th on.", place="accuracy")
+    return found, draw.sizes
+
+
+def _run(lm: SessionLM, loaded: LoadedTask, chosen: Chosen | None) -> tuple[TaskScore, list[Item]]:
     from lm_eval.evaluator import evaluate
 
     started = time.monotonic()
@@ -69,15 +87,17 @@ def _run(lm: SessionLM, loaded: LoadedTask) -> tuple[TaskScore, list[Item]]:
         raise BadInput(
             "the model has no chat template.", place=f"task {loaded.name}", cure="Set `chat_template: false`."
         )
-    result = evaluate(
-        lm,
-        {"tasks": {loaded.name: loaded.task}},
-        limit=loaded.ask.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=loaded.ask.chat_template,
-        fewshot_as_multiturn=True,
-    )
+    with prompts_as_in_full(loaded, chosen):
+        result = evaluate(
+            lm,
+            {"tasks": {loaded.name: loaded.task}},
+            limit=loaded.ask.limit if chosen is None else None,
+            samples=None if chosen is None else {loaded.name: chosen},
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=loaded.ask.chat_template,
+            fewshot_as_multiturn=True,
+        )
     items = rows(loaded, result["samples"][loaded.name], lm.sent)
     theirs = result["results"][loaded.name][f"{loaded.metric},{loaded.filter}"]
     require_agreement(loaded, items, float(theirs))
@@ -123,11 +143,15 @@ def _chance(items: Sequence[Item]) -> float | None:
     return sum(shares) / len(shares)
 
 
-def _teller(bench: Bench, loaded: LoadedTask, before: int, total: int) -> Callable[[int, int], None]:
+def _teller(
+    bench: Bench, loaded: LoadedTask, chosen: Chosen | None, before: int, total: int
+) -> Callable[[int, int], None]:
     """Turns requests answered into items done."""
+    part, mine = bench.spec.part, loaded.items if chosen is None else len(chosen)
+    text = loaded.name if part is None else f"{loaded.name}, items {part[0]} to {part[0] + total} in random order"
 
     def tell(done: int, requests: int) -> None:
-        bench.reporter.progress("accuracy", before + loaded.items * done / requests, total, loaded.name)
+        bench.reporter.progress("accuracy", before + mine * done / requests, total, text)
 
     return tell
 

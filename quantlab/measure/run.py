@@ -4,7 +4,7 @@ finished.
 Loading a checkpoint takes as long as measuring a small suite, so all stages share one session. A stage that
 is sent is safe: the parent writes it into the ledger at once, and a kill loses only the stage at work (and of
 the accuracy stage only the block at work, see journal.py). A broken checkpoint must not cost an evaluation:
-when the canary fails, its record is sent and nothing else is started.
+when the canary fails or the distribution has collapsed, that record is sent and nothing else is started.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from quantlab.engines import engine
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured, Reporter
-from quantlab.records import Artifact, Canary, MeasureJob
+from quantlab.records import Artifact, Canary, Fidelity, MeasureJob
 
 STAGES: dict[str, str] = {
     "canary": "quantlab.measure.canary:canary",
@@ -35,7 +37,7 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
     """Measure `spec.stages` on one session; each record goes out through `reporter.result`.
 
     Returns:
-        {"done": stages that were sent}; shorter than `spec.stages` when the canary failed.
+        {"done": stages that were sent}; shorter than `spec.stages` when the checkpoint has collapsed.
 
     Raises:
         QuantlabError: of the stage that could not be measured; what was sent before it stands.
@@ -49,10 +51,19 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
             record, files = _function(stage)(bench)
             reporter.result(stage, record, files)
             done.append(stage)
-            if isinstance(record, Canary) and not record.passed:
-                reporter.note(stage, f"Nothing more is measured: {record.reason}")
+            if why := _stop(record, spec.collapse):
+                reporter.note(stage, f"Nothing more is measured: {why}")
                 break
     return {"done": done}
+
+
+def _stop(record: msgspec.Struct, collapse: tuple[float, float] | None) -> str:
+    """Why nothing more is measured on what is no language model any more; empty while it is one."""
+    if isinstance(record, Canary) and not record.passed:
+        return record.reason
+    if isinstance(record, Fidelity) and collapse is not None and record.collapsed(*collapse):
+        return f"mean KL {record.kl.value:.2f} nats, the same next token in {record.top1.value:.0%} of positions."
+    return ""
 
 
 def _function(stage: str) -> Callable[[Bench], Measured]:

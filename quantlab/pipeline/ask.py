@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from quantlab import catalog
 from quantlab.catalog import Found
@@ -32,6 +33,10 @@ class Ask:
     """Another calibration set than the recipes name."""
     max_drop: float | None = None
     """Another margin than the policy's, in points."""
+    scope: Literal["population", "suite"] | None = None
+    """Another claim than the policy's."""
+    early: bool | None = None
+    """Stop scoring as soon as it is decided, or not, whatever the policy says."""
     threads: int = 0
     """0: the number of cores."""
     seed: int = 0
@@ -95,7 +100,7 @@ def resolve(ask: Ask) -> Resolved:
         recipes=tuple((each, _with_set(each.record, ask.calibration_set)) for each in found),
         suite=catalog.suite(ask.suite),
         grid=catalog.grid(ask.grid),
-        policy=_with_margin(record, ask.max_drop),
+        policy=_with_claim(_with_margin(record, ask.max_drop), ask),
         policy_name=policy.name,
         home=home(),
     )
@@ -118,3 +123,24 @@ def _with_margin(policy: Policy, max_drop: float | None) -> Policy:
     if not 0 < max_drop < 100:
         raise BadInput(f"a margin of {max_drop:g} points is not between 0 and 100.", place="--max-drop")
     return msgspec.structs.replace(policy, max_drop=max_drop)
+
+
+def _with_claim(policy: Policy, ask: Ask) -> Policy:
+    """The policy with the ask's scope and earliness, its scope spelled out.
+
+    Raises:
+        BadInput: an early run that shall claim something beyond the suite, or with nothing to decide.
+    """
+    import msgspec
+
+    early = policy.early if ask.early is None else ask.early
+    found = msgspec.structs.replace(policy, early=early, scope=ask.scope or policy.scope)
+    if early and found.scope == "population":
+        raise BadInput(
+            "an early run decides about the suite in full; it can claim nothing beyond the suite.",
+            place="--scope population" if ask.scope else f"policy {ask.policy}, field scope",
+            cure="Add --scope suite, or run in full with --no-early.",
+        )
+    if early and not found.max_drop > 0:
+        raise BadInput("a margin of 0 points leaves nothing to decide early.", place="--early", cure="Add --max-drop.")
+    return msgspec.structs.replace(found, scope=found.claims)

@@ -5,59 +5,33 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from quantlab import anchors, catalog, judge
+import msgspec
+
+from quantlab import anchors, catalog, judge, looks
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
+from quantlab.pipeline.walk import Walk
 from quantlab.records import (
     SCHEMA,
     Accuracy,
-    Calibrated,
-    Canary,
     Candidate,
     Comparison,
-    Failure,
-    Fidelity,
     Host,
-    Recipe,
-    Reference,
     Run,
-    Throughput,
     Verdict,
-    Verification,
 )
 
 FLIPS_SHOWN = 60
 """Flipped items kept for the report, a recipe; the Parquet files hold all."""
 
 
-@dataclass
-class Walk:
-    """What one recipe gave on its way through the rooms."""
-
-    name: str
-    recipe: Recipe
-    notes: tuple[str, ...] = ()
-    refusal: str = ""
-    at: str = "plan"
-    """The stage it reached last."""
-    calibrated: Calibrated | None = None
-    verification: Verification | None = None
-    canary: Canary | None = None
-    reference: Reference | None = None
-    fidelity: Fidelity | None = None
-    accuracy: Accuracy | None = None
-    throughput: Throughput | None = None
-    failure: Failure | None = None
-    identities: dict[str, str] = field(default_factory=dict)
-
-
 def assemble(resolved: Resolved, walks: Sequence[Walk], host: Host, ledger: Ledger) -> Run:
     """Judge every walk against the first and put the run together."""
-    tables = {walk.name: _items(ledger, walk.accuracy) for walk in walks}
+    tables = {walk.name: {} if walk.compared else items_by_task(ledger, walk.accuracy) for walk in walks}
     candidates = [_candidate(resolved, walks[0], walk, tables) for walk in walks]
     return Run(
         schema=SCHEMA,
@@ -87,6 +61,7 @@ def command(ask: Ask) -> str:
     for flag, value in (
         ("--calibration-set", ask.calibration_set),
         ("--max-drop", ask.max_drop),
+        ("--scope", ask.scope),
         ("--threads", ask.threads or None),
         ("--seed", ask.seed or None),
         ("--device", None if ask.config.device == "auto" else ask.config.device),
@@ -96,6 +71,8 @@ def command(ask: Ask) -> str:
         ("--flow", None if ask.config.flow == "auto" else ask.config.flow),
     ):
         words += [flag, f"{value}"] if value is not None else []
+    if ask.early is not None:
+        words.append("--early" if ask.early else "--no-early")
     return shlex.join(words)
 
 
@@ -108,16 +85,21 @@ def summary(model: str, candidates: Sequence[Candidate]) -> str:
     if accepted:
         first = (
             f"Ship {accepted[0].recipe_name}: of the accepted precisions of {model} it stores the fewest bits "
-            f"({_bits(accepted[0]):.2f} per weight). {accepted[0].verdict.reason}"
+            f"({_bits(accepted[0]):.2f} per weight). {_sentence(accepted[0].verdict.reason)}"
         )
     else:
-        first = f"Stay with {candidates[0].recipe_name}: no other precision of {model} was accepted."
+        scope = "on this suite" if candidates[-1].verdict.scope == "suite" else "beyond this suite"
+        first = f"Stay with {candidates[0].recipe_name}: no other precision of {model} was accepted {scope}."
     rest = [
         f"{each.recipe_name}: {each.verdict.status}"
         for each in candidates
         if each.verdict.status not in ("baseline", "accept")
     ]
     return first + (f" Not accepted: {'; '.join(rest)}." if rest else "")
+
+
+def _sentence(reason: str) -> str:
+    return reason[:1].upper() + reason[1:]
 
 
 def _bits(candidate: Candidate) -> float:
@@ -145,7 +127,7 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
     return Candidate(
         recipe_name=walk.name,
         recipe=walk.recipe,
-        verdict=verdict,
+        verdict=msgspec.structs.replace(verdict, scope=resolved.policy.claims),
         calibrated=walk.calibrated,
         verification=walk.verification,
         canary=walk.canary,
@@ -155,7 +137,7 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
         comparison=comparison,
         failure=walk.failure,
         failed_stage=walk.at if walk.failure else "",
-        flips=_flips(comparison, tables[baseline.name], tables[walk.name]) if comparison else (),
+        flips=_flips(comparison, *(walk.compared or (tables[baseline.name], tables[walk.name]))) if comparison else (),
         identities=walk.identities,
     )
 
@@ -163,11 +145,15 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
 def _comparison(
     resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str, dict[str, Table]]
 ) -> Comparison | None:
-    if baseline.accuracy is None or walk.accuracy is None:
-        return None
+    if walk.comparison is not None or baseline.accuracy is None or walk.accuracy is None:
+        return walk.comparison
     left = {task: table.items() for task, table in tables[baseline.name].items()}
     right = {task: table.items() for task, table in tables[walk.name].items()}
-    return judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    found = judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    whole = found.suite.difference
+    if resolved.policy.claims == "population" or whole is None:
+        return found
+    return looks.on_suite(found, looks.exact(whole.value, found.suite.n, resolved.policy))
 
 
 @dataclass(frozen=True)
@@ -192,7 +178,7 @@ class Table:
         )
 
 
-def _items(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
+def items_by_task(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
     """Item results by task, read from the ledger's Parquet."""
     if accuracy is None:
         return {}
@@ -257,6 +243,12 @@ def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
         )
     if walks[0].accuracy is not None and walks[0].recipe.format == "bf16":
         notes += anchors.notes(walks[0].accuracy, resolved.suite_record, catalog.published_scores(resolved.model))
+    if resolved.policy.early:
+        notes.append(
+            f"Verdicts are about suite {resolved.suite.name} in full and were taken as soon as they were certain: the "
+            f"items came in the random order of seed {resolved.ask.seed}. They say nothing about other items. KL is "
+            f"that of a screen of a few hundred positions."
+        )
     for walk in walks:
         if walk.throughput is not None and walk.throughput.numerics == "emulated":
             notes.append(

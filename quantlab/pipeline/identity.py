@@ -76,8 +76,9 @@ def measure(
     grid: Grid | None = None,
     reference: str = "",
     seed: int = 0,
+    part: tuple[int, int] | None = None,
 ) -> str:
-    """Identity of canary, reference, fidelity, accuracy or throughput on one artifact."""
+    """Identity of canary, reference, fidelity, accuracy or throughput on one artifact. `part`: a slice of the suite."""
     common: list[Any] = [
         stage,
         PROTOCOL[stage],
@@ -97,7 +98,8 @@ def measure(
     if stage in ("reference", "fidelity"):
         return digest(*common, suite.fidelity if suite else None, suite_digest, reference)
     if stage == "accuracy":
-        return digest(*common, suite_digest, versions(host, ("lm-eval", "datasets")), seed)
+        whole = [suite_digest, versions(host, ("lm-eval", "datasets")), seed]
+        return digest(*common, *whole, *([] if part is None else [part]))
     return digest(*common, grid, config.token_budget, host.cores, host.versions.get("quantlab"), seed)
 
 

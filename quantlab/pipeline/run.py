@@ -12,8 +12,10 @@ from quantlab import host as machine
 from quantlab.errors import KINDS, Broken, QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, Resolved, resolve
-from quantlab.pipeline.assemble import Walk, assemble
+from quantlab.pipeline.assemble import assemble
+from quantlab.pipeline.early import look_by_look
 from quantlab.pipeline.stage import Silent, Watcher
+from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan, plan
 from quantlab.records import FetchJob, Host, Run, Weights
@@ -64,6 +66,9 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
         walks.append(walk)
         if walk is walks[0]:
             _require_baseline(walk)
+    if resolved.policy.early:
+        look_by_look(walker, walks)
+        _require_baseline(walks[0])
     result = assemble(resolved, walks, here, ledger)
     ledger.save_run(result)
     return result

@@ -109,22 +109,27 @@ class Stages:
         return self._once("verify", identity, recipe, job, work)
 
     def measure(
-        self, identities: dict[str, str], recipe: str, job: Callable[[Sequence[str], Path], MeasureJob]
+        self,
+        identities: dict[str, str],
+        recipe: str,
+        job: Callable[[Sequence[str], Path], MeasureJob],
+        collapsed: Callable[[dict[str, Any]], bool],
     ) -> dict[str, Any]:
         """Measure the stages of `identities` (stage -> identity) on one opened engine; those in the ledger are taken.
 
-        Each finished stage is written down as it comes, so that a kill loses only the stage at work.
+        Each finished stage is written down as it comes, so that a kill loses only the stage at work. Nothing is
+        measured on what is known to have `collapsed`, now or in an earlier run.
         """
         results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
         for stage in (stage for stage, result in results.items() if result is not None):
             self.watcher.stage(recipe, stage, cached=True)
-        if _collapsed(results) or all(result is not None for result in results.values()):
+        if collapsed(results) or all(result is not None for result in results.values()):
             return results
         last = identities[list(identities)[-1]]
         with self.ledger.hold(last, on_wait=lambda: self._waiting(recipe, "measuring")):
             results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
             missing = [stage for stage, result in results.items() if result is None]
-            if missing and not _collapsed(results):
+            if missing and not collapsed(results):
                 results |= self._measure_missing(identities, missing, recipe, job, self.ledger.scratch(last))
         return results
 
@@ -251,12 +256,6 @@ class Stages:
                 files=files or {},
             )
         )
-
-
-def _collapsed(results: dict[str, Any]) -> bool:
-    """A canary that failed, now or in an earlier run: nothing is measured on what is no language model."""
-    canary = results.get("canary")
-    return canary is not None and not canary.passed
 
 
 def _placed(record: Any, files: dict[str, str]) -> Any:

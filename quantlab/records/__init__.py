@@ -54,7 +54,7 @@ from quantlab.records.results import (
     Weights,
 )
 from quantlab.records.speed import Cell, Percentiles, Power, Throughput
-from quantlab.records.verdicts import Candidate, Comparison, Run, TaskComparison, Verdict
+from quantlab.records.verdicts import Candidate, Comparison, Look, Run, TaskComparison, Verdict
 
 __all__ = [
     "SCHEMA",
@@ -83,6 +83,7 @@ __all__ = [
     "Gpu",
     "Grid",
     "Host",
+    "Look",
     "MeasureJob",
     "Model",
     "Number",

@@ -173,6 +173,11 @@ class FidelityAsk(Ask, frozen=True, kw_only=True):
     top_k: int = 512
     """Baseline log-probabilities kept a position; the rest is one tail bucket."""
 
+    def screen(self) -> FidelityAsk:
+        """A few hundred positions of it: a collapse (KL of several nats) shows in seconds instead of minutes."""
+        length = min(self.length, self.burn_in + 96)
+        return msgspec.structs.replace(self, windows=min(self.windows, 4), length=length)
+
 
 class Suite(Ask, frozen=True, kw_only=True):
     """What accuracy means in a run."""
@@ -231,3 +236,17 @@ class Policy(Ask, frozen=True, kw_only=True):
     """Top-1 agreement below which a checkpoint has collapsed."""
     max_broken_items: float = 0.01
     """Share of items without a finite score above which a result is anomalous."""
+    scope: Literal["population", "suite"] | None = None
+    """What a verdict claims (docs/verdicts.md). population: something about all items like these, beyond the suite.
+    suite: something about this suite, had it been run in full. null: suite where `early`, else population."""
+    early: bool = False
+    """Score the items in a random order and stop as soon as every verdict on the suite is decided."""
+    first_look: int = 200
+    """Items scored before an early run looks for the first time. About what loading a model costs in time."""
+    look_growth: float = 2.0
+    """Each look knows this many times the items of the one before, and the last all of them."""
+
+    @property
+    def claims(self) -> Literal["population", "suite"]:
+        """`scope` with its null resolved."""
+        return self.scope or ("suite" if self.early else "population")

@@ -111,6 +111,10 @@ class MeasureJob(Spec, frozen=True, kw_only=True):
     bandwidth: float | None = None
     """Memory bandwidth of the device in bytes per second, where known."""
     seed: int = 0
+    part: tuple[int, int] | None = None
+    """For accuracy: from which to before which item, in the random order of `seed`; None: all, in the suite's order."""
+    collapse: tuple[float, float] | None = None
+    """Mean KL above which, and top-1 agreement below which, nothing more is measured."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -202,6 +202,10 @@ class Fidelity(Result, frozen=True, kw_only=True):
     """Candidate over baseline."""
     seconds: float = 0.0
 
+    def collapsed(self, kl: float, top1: float) -> bool:
+        """Mean KL above `kl` nats or top-1 agreement below `top1`; what is not a number has collapsed too."""
+        return not (self.kl.value <= kl and self.top1.value >= top1)
+
 
 class TaskScore(Result, frozen=True, kw_only=True):
     """One task of a suite on one checkpoint."""
@@ -240,3 +244,9 @@ class Accuracy(Result, frozen=True, kw_only=True):
     """Parquet file, relative to the ledger."""
     seconds: float = 0.0
     requests: int = 0
+    part: tuple[int, int] | None = None
+    """From which to before which item, in the random order of the seed; None: the whole suite."""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """For a part: (task, number of its items in the whole suite), in the suite's order."""
+    more: tuple[str, ...] = ()
+    """For parts put together: the Parquet files after `items`."""

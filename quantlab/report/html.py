@@ -45,6 +45,8 @@ def to_html(run: Run) -> str:
         notes=rows.notes(run),
         statuses=rows.STATUSES,
         meanings=rows.MEANINGS,
+        claim=rows.claim(run),
+        intervals=rows.intervals(run),
         style=style,
         script=script,
         policy_of_content=_policy(style, script),
@@ -128,4 +130,5 @@ def _environment() -> Any:
         "answer": lambda text: figures.clip(text, ANSWER),
     }
     found.globals |= {"figures": figures, "provenance": rows.provenance, "numerics": rows.numerics, "find": rows.find}
+    found.globals["effort"] = rows.effort
     return found

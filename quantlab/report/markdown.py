@@ -56,16 +56,17 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _meta(run: Run) -> str:
-    policy = f"at most {run.policy.max_drop:g} points lost at {100 * run.policy.confidence:g} % confidence"
     names = [run.engine, run.suite_name, run.grid_name, run.policy_name]
     engine, suite, grid, rule = map(text, names)
-    return f"Engine {engine}, suite {suite}, grid {grid}, policy {rule} ({policy}), {text(run.created)}."
+    return f"Engine {engine}, suite {suite}, grid {grid}, policy {rule} ({rows.claim(run)}), {text(run.created)}."
 
 
 def _verdicts(run: Run) -> list[str]:
     found = []
     for candidate in run.candidates:
         words = f"- **{text(candidate.recipe_name)}: {candidate.verdict.status}.** {text(candidate.verdict.reason)}"
+        if effort := rows.effort(candidate):
+            words += f" {effort}."
         if candidate.failure is not None and candidate.failure.cure:
             words += f" What to do: {text(candidate.failure.cure)}"
         found.append(words)
