@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
@@ -121,6 +121,13 @@ class Engine(Protocol):
 
     def numerics(self, checkpoint: Checkpoint, host: Host) -> str:
         """ "native", "emulated" or "simulated" for this checkpoint on this host; must not import the SDK."""
+        ...
+
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any] | None:
+        """What beside checkpoint, SDK and GPU shapes the artifact; None where nothing is built. Imports no SDK.
+
+        What is built is built in a child, kept in the ledger and not built again while this stays the same.
+        """
         ...
 
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from quantlab import catalog
 from quantlab.catalog import Found
 from quantlab.engines import check
 from quantlab.errors import BadInput
+from quantlab.places import home
 from quantlab.records import EngineConfig, Grid, Model, Policy, Recipe, Suite
 
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy", "throughput")
@@ -65,13 +65,6 @@ class Resolved:
         record = self.grid.record
         assert isinstance(record, Grid)
         return record
-
-
-def home() -> Path:
-    """$QUANTLAB_HOME, or the user's cache folder."""
-    given = os.environ.get("QUANTLAB_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(cache) / "quantlab"
 
 
 def resolve(ask: Ask) -> Resolved:

@@ -58,6 +58,7 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
     weights = _weights(resolved, ledger, watch)
     plans = dict(_plans(resolved, weights, here, ledger))
     walker = Walker(resolved, weights, here, ledger, watch)
+    walker.require_engine()
     walks: list[Walk] = []
     for found, recipe in resolved.recipes:
         walk = walker.walk(found, recipe, plans[found.name])
