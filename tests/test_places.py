@@ -175,14 +175,17 @@ def test_an_sdk_without_what_measuring_needs_says_what(tmp_path: Path) -> None:
     assert stands.cure == "pip install lm-eval transformers pyarrow there."
 
 
+PYTHON_2 = """#!/bin/sh
+echo
+echo 'quantlab-probe {"python": [2, 7, 18], "versions": {}, "fault": ""}'
+"""
 BAD = {
     "missing": ("", "No such file"),
     "not executable": ("text", "Permission denied"),
     "no program": ("\x7fELF rubbish", "Exec format error"),
     "of another kind": ("#!/bin/sh\necho hello\nexit 3\n", "it said: hello"),
     "silent": ("#!/bin/sh\nexit 1\n", "it said: nothing"),
-    "python 2": ("#!/bin/sh\nprintf '\\nquantlab-probe {\"python\": [2, 7, 18], \"versions\": {}, \"fault\": \"\"}\\n'\n",
-                 "is Python 2.7.18; quantlab needs 3.11"),
+    "python 2": (PYTHON_2, "is Python 2.7.18; quantlab needs 3.11"),
     "without quantlab's needs": (f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n', "No module named 'msgspec'"),
     "hung": ("#!/bin/sh\nsleep 30\n", "no answer within 1 s"),
 }  # fmt: skip

@@ -179,7 +179,7 @@ def check(name: str) -> str:
         return name
     close = difflib.get_close_matches(name, ENGINES, n=1)
     meant = f"Did you mean {close[0]!r}? " if close else ""
-    raise BadInput(f"no engine {name!r}.", place="--engine", cure=f"{meant}Engines: {', '.join(ENGINES)}.")
+    raise BadInput(f"no engine {name!r}.", place="--engine", cure=f"{meant}Engines: {', '.join(ENGINES)}, or auto.")
 
 
 def engine(name: str) -> Engine:

@@ -4,9 +4,10 @@ Two lines, chosen by the installed version and written into every artifact's `en
 engine is built from ModelOpt's unified checkpoint (`_tensorrt_engine.LLM(model=..., build_config=...).save(...)`), from
 1.3 on the PyTorch flow loads the checkpoint. `--flow pytorch` takes the latter on 1.2.x, too.
 
-`build` makes the folder that TensorRT-LLM's transformers 4 reads right, holds it against what the loader requires,
-and in the engine flow builds the TensorRT engine inside it, in a child of its own under the engine's interpreter: what is
-measured later begins with the GPU's memory free. A session of other sizes builds its engine beside it when it is opened.
+`build` makes the folder that TensorRT-LLM's transformers 4 reads right, holds it against what the loader requires, and
+in the engine flow builds the TensorRT engine inside it. That needs the GPU and the SDK, so it happens in a child of its
+own, and what is measured later begins with the memory free. A session of other sizes builds its engine beside it when
+it is opened.
 
 This file imports no SDK. Nothing of it has run against the real one: docs/engines.md says what did run.
 """

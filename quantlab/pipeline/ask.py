@@ -15,6 +15,9 @@ from quantlab.records import EngineConfig, Grid, Model, Policy, Recipe, Suite
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy", "throughput")
 """Stages a run may consist of, in order; `calibrate` always runs, because all others stand on it."""
 
+AUTO = "auto"
+"""The word for the best engine that takes all recipes; see choice.py."""
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -26,6 +29,7 @@ class Ask:
     grid: str = "quick"
     policy: str = "default"
     engine: str = "torch"
+    """Name of an engine, or "auto"."""
     config: EngineConfig = field(default_factory=EngineConfig)
     stages: tuple[str, ...] = STAGES
     calibration_set: str | None = None
@@ -53,6 +57,8 @@ class Resolved:
     policy_name: str
     home: Path
     """Where weights that quantlab itself made ready are kept."""
+    notes: tuple[str, ...] = ()
+    """What was decided on the way from words to records, for the report."""
 
     @property
     def suite_record(self) -> Suite:
@@ -76,7 +82,8 @@ def resolve(ask: Ask) -> Resolved:
     unknown = [stage for stage in ask.stages if stage not in STAGES]
     if unknown:
         raise BadInput(f"no stage {unknown[0]!r}.", cure=f"Stages: {', '.join(STAGES)}.")
-    check(ask.engine)
+    if ask.engine != AUTO:
+        check(ask.engine)
     policy = catalog.policy(ask.policy)
     record = policy.record
     assert isinstance(record, Policy)

@@ -247,7 +247,7 @@ def _round_robin(rows: Sequence[list[dict[str, str]]], most: int) -> list[dict[s
 
 def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
     """What the reader must know before believing a number."""
-    notes = []
+    notes = list(resolved.notes)
     if resolved.suite_record.synthetic:
         notes.append(
             f"Suite {resolved.suite.name} is made of generated items: it compares precisions with each other, "
