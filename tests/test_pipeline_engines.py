@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """A run whose engine lives under another interpreter; `--engine auto`; what is built is built once, in a child."""
 
 from __future__ import annotations
