@@ -249,8 +249,11 @@ def _remove(folder: Path) -> None:
 def _run(command: Sequence[str], lock: int, name: str) -> None:
     from subprocess import DEVNULL, Popen
 
+    # A PYTHONPATH would make pip find there what it shall install here.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    out = sys.stderr.fileno()
     try:
-        process = Popen(command, stdout=sys.stderr.fileno(), stdin=DEVNULL, pass_fds=(lock,), start_new_session=True)
+        process = Popen(command, stdin=DEVNULL, stdout=out, env=env, pass_fds=(lock,), start_new_session=True)
     except OSError as error:
         raise NoAccess(f"{command[0]} cannot be started: {error.strerror}.", place=name) from error
     try:

@@ -87,7 +87,7 @@ def python_path(command: Sequence[str], workdir: Path) -> str:
     """PYTHONPATH for the child: where it finds this very quantlab; empty where its own Python has it."""
     root = PACKAGE.parent
     if root.name not in ("site-packages", "dist-packages"):
-        own = "" if in_container(command) else os.environ.get("PYTHONPATH")
+        own = "" if command else os.environ.get("PYTHONPATH")  # the user's is meant for this Python
         return os.pathsep.join(filter(None, (str(root), own)))
     if not command:
         return os.environ.get("PYTHONPATH", "")

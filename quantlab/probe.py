@@ -138,7 +138,8 @@ def judged(engine: str, place: Place, found: Look) -> Standing:
 def _standing(engine: str, place: Place, state: State, version: str, why: str, cure: str, python: str = "") -> Standing:
     from quantlab.engines import engine as made
 
-    abilities = tuple(sorted((one.name or "").lower() for one in made(engine).abilities))
+    able = made(engine).abilities if engine in ENGINES else ()
+    abilities = tuple(sorted((one.name or "").lower() for one in able))
     return Standing(
         engine=engine,
         state=state,
