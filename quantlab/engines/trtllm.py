@@ -14,7 +14,7 @@ This file imports no SDK. Nothing of it has run against the real one: docs/engin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import msgspec
 
 from quantlab import weights
-from quantlab.engines import Ability, Session
+from quantlab.engines import Ability, Session, Timed, trtllm_run
 from quantlab.engines.trtllm_arguments import flow_of, parse_version
 from quantlab.engines.trtllm_sdk import engine_folder, room_of
 from quantlab.errors import Broken, Refused
@@ -105,6 +105,26 @@ class TrtllmEngine:
         if flow == "engine":
             engine_folder(artifact, config, room_of(artifact, config))
         return artifact
+
+    def bench_missing(self) -> str | None:
+        return None if trtllm_run.program() else "trtllm-bench is neither beside this Python nor on the PATH."
+
+    def bench_source(self, batch: int) -> str:
+        return trtllm_run.source(batch)
+
+    def bench(
+        self,
+        artifact: Artifact,
+        config: EngineConfig,
+        cell: tuple[int, int, int],
+        *,
+        vocabulary: Sequence[int],
+        folder: Path,
+        seed: int,
+    ) -> Timed | str:
+        """One cell through trtllm-bench; see trtllm_run.py."""
+        flow = flow_of(artifact.checkpoint, config, _installed() or "")
+        return trtllm_run.run(artifact, config, flow, cell, vocabulary, folder, seed)
 
     @contextmanager
     def open(self, artifact: Artifact, config: EngineConfig) -> Iterator[Session]:

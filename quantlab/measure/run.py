@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from quantlab.engines import engine
+from quantlab.engines import Bencher, Engine, engine
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured, Reporter
+from quantlab.measure.benched import is_benched, throughput
 from quantlab.records import Artifact, Canary, MeasureJob
 
 STAGES: dict[str, str] = {
@@ -43,16 +44,32 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
     _quiet()
     tokenizer = tokenizer_of(spec.artifact)
     done: list[str] = []
-    with engine(spec.engine).open(spec.artifact, spec.config) as session:
+    made = engine(spec.engine)
+    apart = cast(Bencher, made) if is_benched(made, spec, reporter) else None
+    stages = [stage for stage in spec.stages if apart is None or stage != "throughput"]
+    if stages and not _on_session(made, spec, stages, tokenizer, reporter, done):
+        return {"done": done}
+    if apart is not None:
+        record, files = throughput(apart, spec, tokenizer, reporter)
+        reporter.result("throughput", record, files)
+        done.append("throughput")
+    return {"done": done}
+
+
+def _on_session(
+    made: Engine, spec: MeasureJob, stages: Sequence[str], tokenizer: Any, reporter: Reporter, done: list[str]
+) -> bool:
+    """Measure `stages` on one session and add them to `done`; False when the canary failed."""
+    with made.open(spec.artifact, spec.config) as session:
         bench = Bench(spec, session, tokenizer, reporter)
-        for stage in spec.stages:
+        for stage in stages:
             record, files = _function(stage)(bench)
             reporter.result(stage, record, files)
             done.append(stage)
             if isinstance(record, Canary) and not record.passed:
                 reporter.note(stage, f"Nothing more is measured: {record.reason}")
-                break
-    return {"done": done}
+                return False
+    return True
 
 
 def _function(stage: str) -> Callable[[Bench], Measured]:

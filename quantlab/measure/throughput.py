@@ -80,7 +80,7 @@ def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str)
     try:
         _require_possible(bench, isl, osl, fallen)
         draw = random.Random(f"{bench.spec.seed}/{isl}/{osl}/{batch}")
-        vocabulary = _ordinary_tokens(bench.tokenizer)
+        vocabulary = ordinary_tokens(bench.tokenizer)
         for _ in range(grid.warmup):
             _run(bench, draw, vocabulary, isl, osl, batch)
         found = counted(
@@ -149,7 +149,8 @@ def _require_steady(found: Counted, grid: Grid) -> None:
         )
 
 
-def _ordinary_tokens(tokenizer: Any) -> list[int]:
+def ordinary_tokens(tokenizer: Any) -> list[int]:
+    """Token ids without special and added ones."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return [token for token in range(len(tokenizer)) if token not in special]
 

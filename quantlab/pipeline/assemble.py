@@ -259,6 +259,8 @@ def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
                 f"{walk.name} was computed by emulation on this device: its scores are those of the format, "
                 f"its speed is not."
             )
+        if walk.throughput is not None and walk.throughput.source:
+            notes.append(f"{walk.name}: its speed is by {walk.throughput.source}, on the artifact that was scored.")
         made = walk.calibrated.notes if walk.calibrated else ()
         notes += [f"{walk.name}: {text}" for text in dict.fromkeys((*walk.notes, *made))]
     if "Q4_1" in resolved.model.summary:
