@@ -12,14 +12,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from quantlab.engines import Bencher, Engine, engine
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured, Reporter
 from quantlab.measure.benched import is_benched, throughput
+from quantlab.measure.halving import Halving
 from quantlab.records import Artifact, Canary, MeasureJob
 
 STAGES: dict[str, str] = {
@@ -61,15 +65,22 @@ def _on_session(
 ) -> bool:
     """Measure `stages` on one session and add them to `done`; False when the canary failed."""
     with made.open(spec.artifact, spec.config) as session:
-        bench = Bench(spec, session, tokenizer, reporter)
         for stage in stages:
+            patient = Halving(session, partial(reporter.note, stage))
+            bench = Bench(spec, session if stage == "throughput" else patient, tokenizer, reporter)
             record, files = _function(stage)(bench)
+            record = _noted(record, patient.notes)
             reporter.result(stage, record, files)
             done.append(stage)
             if isinstance(record, Canary) and not record.passed:
                 reporter.note(stage, f"Nothing more is measured: {record.reason}")
                 return False
     return True
+
+
+def _noted(record: Any, notes: list[str]) -> Any:
+    """The record with what had to be done for want of memory."""
+    return msgspec.structs.replace(record, notes=(*record.notes, *notes)) if notes else record
 
 
 def _function(stage: str) -> Callable[[Bench], Measured]:

@@ -261,6 +261,13 @@ def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
             )
         if walk.throughput is not None and walk.throughput.source:
             notes.append(f"{walk.name}: its speed is by {walk.throughput.source}, on the artifact that was scored.")
+        stages = {
+            "canary": walk.canary,
+            "reference": walk.reference,
+            "fidelity": walk.fidelity,
+            "accuracy": walk.accuracy,
+        }
+        notes += [f"{walk.name}, {name}: {note}" for name, stage in stages.items() if stage for note in stage.notes]
         made = walk.calibrated.notes if walk.calibrated else ()
         notes += [f"{walk.name}: {text}" for text in dict.fromkeys((*walk.notes, *made))]
     if "Q4_1" in resolved.model.summary:

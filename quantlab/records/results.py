@@ -168,6 +168,8 @@ class Canary(Result, frozen=True, kw_only=True):
     """Why not, or how it was judged."""
     prompts: tuple[CanaryPrompt, ...]
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
 
 class Reference(Result, frozen=True, kw_only=True):
@@ -183,6 +185,8 @@ class Reference(Result, frozen=True, kw_only=True):
     """Mean probability mass outside the top k."""
     perplexity: float
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
 
 class Fidelity(Result, frozen=True, kw_only=True):
@@ -201,6 +205,8 @@ class Fidelity(Result, frozen=True, kw_only=True):
     perplexity_ratio: Number
     """Candidate over baseline."""
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
 
 class TaskScore(Result, frozen=True, kw_only=True):
@@ -234,3 +240,5 @@ class Accuracy(Result, frozen=True, kw_only=True):
     """Parquet file, relative to the ledger."""
     seconds: float = 0.0
     requests: int = 0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
