@@ -38,6 +38,7 @@ from quantlab.records import Cell, Grid, Number, Throughput
 
 PHRASES = ("out of memory", "allocate memory", "bad_alloc", "memory is too small")
 """How SDKs, and our own engine, say that there is not enough memory."""
+NO_MEMORY = "out of memory at batch"
 
 
 class _Failed(Exception):
@@ -56,13 +57,11 @@ def throughput(bench: Bench) -> Measured:
         raise BadInput("throughput needs a grid.", place="measure", cure="Name one with --grid.")
     shapes = list(product(grid.isl, grid.osl, grid.batch))
     reset_peak()
-    cells = []
+    cells: list[Cell] = []
     fallen: dict[int, str] = {}
     for place, (isl, osl, batch) in enumerate(shapes):
         bench.reporter.progress("throughput", place, len(shapes), f"{isl} in, {osl} out, batch {batch}")
-        if batch not in fallen:
-            fallen[batch] = _falls_apart(bench, batch)
-        cells.append(_cell(bench, isl, osl, batch, grid, fallen[batch]))
+        cells += _cells(bench, isl, osl, batch, grid, fallen)
     bench.reporter.progress("throughput", len(shapes), len(shapes), "")
     record = Throughput(
         grid=bench.spec.grid_name,
@@ -73,6 +72,17 @@ def throughput(bench: Bench) -> Measured:
         seconds=round(time.monotonic() - started, 3),
     )
     return record, {}
+
+
+def _cells(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: dict[int, str]) -> list[Cell]:
+    """The cell; where it does not fit into memory also cells of half its batch, until one fits or is the grid's own."""
+    cells: list[Cell] = []
+    while not cells or (cells[-1].reason.startswith(NO_MEMORY) and batch > 1 and batch // 2 not in grid.batch):
+        batch = batch // 2 if cells else batch
+        if batch not in fallen:
+            fallen[batch] = _falls_apart(bench, batch)
+        cells.append(_cell(bench, isl, osl, batch, grid, fallen[batch]))
+    return cells
 
 
 def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str) -> Cell:
@@ -180,7 +190,7 @@ def _generate(bench: Bench, requests: list[GenerateRequest]) -> list[Any]:
     except (MemoryError, RuntimeError, Refused) as error:
         # torch.OutOfMemoryError is a RuntimeError, as are its CPU allocator's and TensorRT's; our engine refuses.
         if isinstance(error, MemoryError) or _tells_of_memory(str(error)):
-            raise _Failed(f"out of memory at batch {len(requests)}") from error
+            raise _Failed(f"{NO_MEMORY} {len(requests)}") from error
         raise
 
 
