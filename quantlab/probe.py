@@ -144,7 +144,7 @@ def _standing(engine: str, place: Place, state: State, version: str, why: str, c
         engine=engine,
         state=state,
         version=version,
-        place=str(place) if place.command else f"{HERE} ({sys.executable})",
+        place=str(place) if place.command else f"{HERE} ({sys.executable})" if place.source == HERE else "-",
         source=place.source,
         python=python,
         why=why,
@@ -190,8 +190,9 @@ def _started(command: tuple[str, ...], packages: tuple[str, ...], folder: Path) 
 def _read(out: str, err: str, code: int) -> Look:
     said = [line.removeprefix(MARK) for line in out.splitlines() if line.startswith(MARK)]
     if not said:
-        last = next((line.strip() for line in reversed(f"{out}\n{err}".splitlines()) if line.strip()), "nothing")
-        return Look(fault=f"is no Python that answers (exit code {code}); it said: {last[:200]}")
+        lines = [line.strip() for line in f"{out}\n{err}".splitlines() if line.strip()]
+        last = " / ".join(lines[-2:]) or "nothing"  # docker's last line only points to its help
+        return Look(fault=f"is no Python that answers (exit code {code}); it said: {last[:300]}")
     answer: dict[str, Any] = json.loads(said[-1])
     python = tuple(answer["python"])
     fault = answer["fault"] and f"cannot run quantlab's worker: {answer['fault']}."
