@@ -42,7 +42,12 @@ def options(function: F) -> F:
             click.option("--policy", default="default", show_default=True, help="Policy name or file."),
             click.option("--max-drop", type=float, help="Accepted drop in points, instead of the policy's."),
             click.option("--calibration-set", help="Calibration set, name or file, instead of the recipes'."),
-            click.option("--engine", default="torch", show_default=True, help="Engine that computes."),
+            click.option(
+                "--engine",
+                default="torch",
+                show_default=True,
+                help="Engine that computes; auto: the best that takes all recipes.",
+            ),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
             click.option(
                 "--dtype",
@@ -190,6 +195,8 @@ def _plan(planned: Any, as_json: bool) -> None:
     click.echo(
         f"{planned.resolved.model.word}: " + ("weights are here" if planned.weights else "weights to be fetched")
     )
+    for note in planned.resolved.notes:
+        click.echo(note)
     for name, plan in planned.plans:
         click.echo(f"\n{name}")
         for line in explain(plan):

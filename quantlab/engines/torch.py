@@ -42,6 +42,9 @@ class TorchEngine:
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["native", "emulated", "simulated"]:
         return _numerics(checkpoint, fp8_units=_has_fp8_units(host))
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        return None
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
         """Nothing to build: the artifact is the checkpoint."""
         units = config.device != "cpu" and _has_fp8_units(host)

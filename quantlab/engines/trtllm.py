@@ -4,24 +4,28 @@ Two lines, chosen by the installed version and written into every artifact's `en
 engine is built from ModelOpt's unified checkpoint (`_tensorrt_engine.LLM(model=..., build_config=...).save(...)`), from
 1.3 on the PyTorch flow loads the checkpoint. `--flow pytorch` takes the latter on 1.2.x, too.
 
-`build` stays light, because the parent process calls it: it makes the folder that TensorRT-LLM's transformers 4 reads
-right, holds it against what the loader requires, and names it. The TensorRT engine itself needs the GPU and the SDK, so
-the measuring child builds it when it is first opened, and keeps it beside.
+`build` makes the folder that TensorRT-LLM's transformers 4 reads right, holds it against what the loader requires, and
+in the engine flow builds the TensorRT engine inside it. That needs the GPU and the SDK, so it happens in a child of its
+own, and what is measured later begins with the memory free. A session of other sizes builds its engine beside it when
+it is opened.
 
 This file imports no SDK. Nothing of it has run against the real one: docs/engines.md says what did run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from quantlab import weights
-from quantlab.engines import Ability, Session
+from quantlab.engines import Ability, Session, Timed, trtllm_run
 from quantlab.engines.trtllm_arguments import flow_of, parse_version
+from quantlab.engines.trtllm_sdk import engine_folder, room_of
 from quantlab.errors import Broken, Refused
 from quantlab.formats.lint import lint_trtllm, said
 from quantlab.formats.transformers4 import as_transformers4
@@ -64,8 +68,13 @@ class TrtllmEngine:
         """What it cannot compute natively it does not compute at all: see `supports`."""
         return "simulated" if checkpoint.simulated else "native"
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any]:
+        shaped: dict[str, Any] = msgspec.to_builtins(config)
+        return shaped
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
-        """The checkpoint as TensorRT-LLM's own transformers reads it, in `into`: small files, and links to the weights.
+        """The checkpoint as TensorRT-LLM's own transformers reads it, in `into` (small files, links to the weights),
+        and in the engine flow the TensorRT engine.
 
         Raises:
             Refused: this version has no such flow, or the layers cannot be divided among the GPUs.
@@ -85,7 +94,7 @@ class TrtllmEngine:
                 place=checkpoint.path,
                 cure="Export it again, or use another engine.",
             )
-        return Artifact(
+        artifact = Artifact(
             engine=self.name,
             path=str(folder),
             checkpoint=checkpoint,
@@ -93,6 +102,29 @@ class TrtllmEngine:
             engine_version=f"{PACKAGE} {version}, {flow} flow",
             notes=tuple(f"TensorRT-LLM: {check.finding}" for check in checks if "untested" in check.finding),
         )
+        if flow == "engine":
+            engine_folder(artifact, config, room_of(artifact, config))
+        return artifact
+
+    def bench_missing(self) -> str | None:
+        return None if trtllm_run.program() else "trtllm-bench is neither beside this Python nor on the PATH."
+
+    def bench_source(self, batch: int) -> str:
+        return trtllm_run.source(batch)
+
+    def bench(
+        self,
+        artifact: Artifact,
+        config: EngineConfig,
+        cell: tuple[int, int, int],
+        *,
+        vocabulary: Sequence[int],
+        folder: Path,
+        seed: int,
+    ) -> Timed | str:
+        """One cell through trtllm-bench; see trtllm_run.py."""
+        flow = flow_of(artifact.checkpoint, config, _installed() or "")
+        return trtllm_run.run(artifact, config, flow, cell, vocabulary, folder, seed)
 
     @contextmanager
     def open(self, artifact: Artifact, config: EngineConfig) -> Iterator[Session]:
@@ -128,8 +160,8 @@ def _no_sdk() -> str | None:
     version = _installed()
     if version is None:
         return (
-            "TensorRT-LLM is not installed for this Python. Make an environment from environments/trtllm.txt "
-            "(Python 3.12, Linux, OpenMPI) and run quantlab there."
+            "TensorRT-LLM is not installed for this Python. `quantlab engines setup trtllm` makes its environment from "
+            "environments/trtllm.txt (Python 3.12, Linux, OpenMPI), or name a container in engines.toml."
         )
     if parse_version(version) < OLDEST:
         return f"TensorRT-LLM {version} is older than 1.2, whose interface is used here. Install tensorrt-llm 1.2.1."

@@ -14,20 +14,18 @@ This file imports no SDK: the plan asks it before any work starts. The session l
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from quantlab.engines import Ability, Session
 from quantlab.errors import NoAccess, Refused
-from quantlab.formats.converted import Choice, Layout, known, made_from
-from quantlab.records import Artifact, Checkpoint, Converted, ConvertJob, EngineConfig, Host
+from quantlab.formats.converted import Choice, Layout
+from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
 PACKAGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "vllm": ((0, 22), (0, 24)),
@@ -41,7 +39,7 @@ CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)
 """First compute capability with bfloat16, and with FP8 units, which vLLM wants for ModelOpt's FP8."""
 LAYOUT: Layout = "compressed-tensors"
 O_PROJ: Choice = "average"
-INSTALL = "Set its environment up from environments/vllm.txt (docs/engines.md), and start quantlab there."
+INSTALL = "`quantlab engines setup vllm` makes its environment from environments/vllm.txt (docs/engines.md)."
 
 
 class VllmEngine:
@@ -67,8 +65,13 @@ class VllmEngine:
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["native", "simulated"]:
         return "simulated" if checkpoint.simulated else "native"
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any] | None:
+        if not checkpoint.format.startswith("int4") or checkpoint.simulated:
+            return None
+        return {"layout": LAYOUT, "o_proj": O_PROJ, "dtype": config.dtype}
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
-        """Convert INT4 into `into`, in a child process; everything else is opened as it is.
+        """Convert INT4 into `into`; everything else is opened as it is.
 
         Raises:
             Refused: a device or a number type that this vLLM does not compute with, or a scale without a place.
@@ -81,9 +84,11 @@ class VllmEngine:
             numerics=self.numerics(checkpoint, host),
             engine_version=self.version(),
         )
-        if not checkpoint.format.startswith("int4") or checkpoint.simulated:
+        if self.builds(checkpoint, config) is None:
             return artifact
-        converted = _converted(checkpoint, into)
+        from quantlab.formats.convert import convert
+
+        converted = convert(Path(checkpoint.path), into.absolute(), LAYOUT, O_PROJ, digest=checkpoint.digest)
         return msgspec.structs.replace(artifact, path=str(into), notes=converted.notes)
 
     @contextmanager
@@ -181,19 +186,3 @@ def _require_device(checkpoint: Checkpoint, config: EngineConfig, *, cpu: bool) 
         )
     if config.dtype == "float32" and checkpoint.format != "bf16" and not checkpoint.simulated:
         raise Refused("vLLM's quantized kernels compute in 16 bit.", place="dtype float32", cure="Use dtype auto.")
-
-
-def _converted(checkpoint: Checkpoint, into: Path) -> Converted:
-    """What lies in `into` if it fits, otherwise made by a child; its folder stays when it fails: the log lies there."""
-    from quantlab import child
-
-    found = known(into)
-    if found is not None and made_from(found, checkpoint.digest, LAYOUT, O_PROJ):
-        return found
-    spec = ConvertJob(
-        source=checkpoint.path, into=str(into.absolute()), layout=LAYOUT, o_proj=O_PROJ, digest=checkpoint.digest
-    )
-    folder = Path(tempfile.mkdtemp(prefix="quantlab-convert-"))
-    made: Converted = child.run("convert", spec, workdir=folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return made

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from quantlab.engines import engine
+from quantlab.engines import Bencher, Engine, engine
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured, Reporter
+from quantlab.measure.benched import is_benched, throughput
+from quantlab.measure.halving import Halving
 from quantlab.records import Artifact, Canary, Fidelity, MeasureJob
 
 STAGES: dict[str, str] = {
@@ -45,16 +48,39 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
     _quiet()
     tokenizer = tokenizer_of(spec.artifact)
     done: list[str] = []
-    with engine(spec.engine).open(spec.artifact, spec.config) as session:
-        bench = Bench(spec, session, tokenizer, reporter)
-        for stage in spec.stages:
+    made = engine(spec.engine)
+    apart = cast(Bencher, made) if is_benched(made, spec, reporter) else None
+    stages = [stage for stage in spec.stages if apart is None or stage != "throughput"]
+    if stages and not _on_session(made, spec, stages, tokenizer, reporter, done):
+        return {"done": done}
+    if apart is not None:
+        record, files = throughput(apart, spec, tokenizer, reporter)
+        reporter.result("throughput", record, files)
+        done.append("throughput")
+    return {"done": done}
+
+
+def _on_session(
+    made: Engine, spec: MeasureJob, stages: Sequence[str], tokenizer: Any, reporter: Reporter, done: list[str]
+) -> bool:
+    """Measure `stages` on one session and add them to `done`; False when the canary failed."""
+    with made.open(spec.artifact, spec.config) as session:
+        for stage in stages:
+            patient = Halving(session, partial(reporter.note, stage))
+            bench = Bench(spec, session if stage == "throughput" else patient, tokenizer, reporter)
             record, files = _function(stage)(bench)
+            record = _noted(record, patient.notes)
             reporter.result(stage, record, files)
             done.append(stage)
             if why := _stop(record, spec.collapse):
                 reporter.note(stage, f"Nothing more is measured: {why}")
-                break
-    return {"done": done}
+                return False
+    return True
+
+
+def _noted(record: Any, notes: list[str]) -> Any:
+    """The record with what had to be done for want of memory."""
+    return msgspec.structs.replace(record, notes=(*record.notes, *notes)) if notes else record
 
 
 def _stop(record: msgspec.Struct, collapse: tuple[float, float] | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,10 +10,14 @@ from quantlab import catalog
 from quantlab.catalog import Found
 from quantlab.engines import check
 from quantlab.errors import BadInput
+from quantlab.places import home
 from quantlab.records import EngineConfig, Grid, Model, Policy, Recipe, Suite
 
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy", "throughput")
 """Stages a run may consist of, in order; `calibrate` always runs, because all others stand on it."""
+
+AUTO = "auto"
+"""The word for the best engine that takes all recipes; see choice.py."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Ask:
     grid: str = "quick"
     policy: str = "default"
     engine: str = "torch"
+    """Name of an engine, or "auto"."""
     config: EngineConfig = field(default_factory=EngineConfig)
     stages: tuple[str, ...] = STAGES
     calibration_set: str | None = None
@@ -58,6 +62,8 @@ class Resolved:
     policy_name: str
     home: Path
     """Where weights that quantlab itself made ready are kept."""
+    notes: tuple[str, ...] = ()
+    """What was decided on the way from words to records, for the report."""
 
     @property
     def suite_record(self) -> Suite:
@@ -72,13 +78,6 @@ class Resolved:
         return record
 
 
-def home() -> Path:
-    """$QUANTLAB_HOME, or the user's cache folder."""
-    given = os.environ.get("QUANTLAB_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(cache) / "quantlab"
-
-
 def resolve(ask: Ask) -> Resolved:
     """Look every word up, before anything is started.
 
@@ -88,7 +87,8 @@ def resolve(ask: Ask) -> Resolved:
     unknown = [stage for stage in ask.stages if stage not in STAGES]
     if unknown:
         raise BadInput(f"no stage {unknown[0]!r}.", cure=f"Stages: {', '.join(STAGES)}.")
-    check(ask.engine)
+    if ask.engine != AUTO:
+        check(ask.engine)
     policy = catalog.policy(ask.policy)
     record = policy.record
     assert isinstance(record, Policy)

@@ -235,7 +235,7 @@ def _round_robin(rows: Sequence[list[dict[str, str]]], most: int) -> list[dict[s
 
 def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
     """What the reader must know before believing a number."""
-    notes = []
+    notes = list(resolved.notes)
     if resolved.suite_record.synthetic:
         notes.append(
             f"Suite {resolved.suite.name} is made of generated items: it compares precisions with each other, "
@@ -255,6 +255,15 @@ def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
                 f"{walk.name} was computed by emulation on this device: its scores are those of the format, "
                 f"its speed is not."
             )
+        if walk.throughput is not None and walk.throughput.source:
+            notes.append(f"{walk.name}: its speed is by {walk.throughput.source}, on the artifact that was scored.")
+        stages = {
+            "canary": walk.canary,
+            "reference": walk.reference,
+            "fidelity": walk.fidelity,
+            "accuracy": walk.accuracy,
+        }
+        notes += [f"{walk.name}, {name}: {note}" for name, stage in stages.items() if stage for note in stage.notes]
         made = walk.calibrated.notes if walk.calibrated else ()
         notes += [f"{walk.name}: {text}" for text in dict.fromkeys((*walk.notes, *made))]
     if "Q4_1" in resolved.model.summary:

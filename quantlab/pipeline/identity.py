@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantlab.records import Artifact, Calibrated, EngineConfig, Grid, Host, Recipe, Suite, Weights, digest
+from quantlab.records import Artifact, Calibrated, Checkpoint, EngineConfig, Grid, Host, Recipe, Suite, Weights, digest
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
     "verify": 1,
+    "build": 1,
     "canary": 1,
     "reference": 1,
     "fidelity": 1,
@@ -62,6 +63,13 @@ def verify(calibrated: Calibrated, recipe: Recipe, host: Host) -> str:
         calibrated.checkpoint.digest,
         _numbers_of(recipe),
         versions(host, MAKERS),
+    )
+
+
+def build(checkpoint: Checkpoint, engine: str, version: str, shaped: dict[str, Any], host: Host, device: str) -> str:
+    """`version`: of the SDK. `shaped`: what else the engine makes it from."""
+    return digest(
+        "build", PROTOCOL["build"], checkpoint.digest, engine, version, shaped, device_of(host, device), device
     )
 
 

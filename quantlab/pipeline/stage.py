@@ -21,6 +21,7 @@ from quantlab.pipeline.entry import Clock, without_paths
 from quantlab.records import (
     SCHEMA,
     Accuracy,
+    Artifact,
     Calibrated,
     CalibrateJob,
     Canary,
@@ -40,6 +41,7 @@ T = TypeVar("T")
 RECORDS: dict[str, type] = {
     "calibrate": Calibrated,
     "verify": Verification,
+    "build": Artifact,
     "canary": Canary,
     "reference": Reference,
     "fidelity": Fidelity,
@@ -72,7 +74,20 @@ class Silent:
 class Stages:
     """Runs stages of one model against one ledger on one host."""
 
-    def __init__(self, ledger: Ledger, host: Host, model: str, watcher: Watcher, threads: int = 0) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        host: Host,
+        model: str,
+        watcher: Watcher,
+        threads: int = 0,
+        command: Sequence[str] = (),
+    ) -> None:
+        """Args:
+        host: with the versions of the Python that the children run under.
+        command: prefix of the children; empty is this Python.
+        """
+        self.command = command
         self.ledger = ledger
         self.host = host
         self.model = model
@@ -209,6 +224,7 @@ class Stages:
             spec,
             workdir=folder,
             threads=self.threads,
+            command=self.command,
             on_event=on_event or (lambda event: self.watcher.event(recipe, event)),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import msgspec
 
 from quantlab import catalog, judge
 from quantlab.catalog import Found
-from quantlab.engines import Ability, Engine, engine
-from quantlab.errors import QuantlabError, Refused
+from quantlab.engines import Ability, Engine
+from quantlab.errors import QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
 from quantlab.pipeline.ask import STAGES, Resolved
+from quantlab.pipeline.built import EngineStages
 from quantlab.pipeline.stage import Stages, Watcher
+from quantlab.pipeline.station import Station
 from quantlab.pipeline.walk import Walk
 from quantlab.plans import Plan
 from quantlab.records import (
@@ -35,6 +38,7 @@ from quantlab.records import (
     VerifyJob,
     Weights,
 )
+from quantlab.records.engines import BuildJob
 
 Part = tuple[int, int]
 """From which to before which item of a suite, in its random order."""
@@ -52,12 +56,29 @@ class Walker:
     reference: tuple[str, str] | None = None
     """Identity and absolute path of the baseline's distribution."""
     stages: Stages = field(init=False)
+    station: Station = field(init=False)
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
         ask = self.resolved.ask
-        self.engine = engine(ask.engine)
+        self.station = Station(ask.engine, self.host)
+        self.engine = self.station.engine
         self.stages = Stages(self.ledger, self.host, name_of(self.resolved.model), self.watch, ask.threads)
+
+    @cached_property
+    def measuring(self) -> EngineStages:
+        """Runs children where the engine lives."""
+        name, threads = name_of(self.resolved.model), self.resolved.ask.threads
+        return EngineStages(self.ledger, self.station.host, name, self.watch, threads, self.station.command)
+
+    def require_engine(self) -> None:
+        """Refuse in seconds, before anything is calibrated, when measuring is asked for and cannot be done.
+
+        Raises:
+            NoAccess, Refused, BadInput: the engine is absent, of another version, or does not start.
+        """
+        if self._wanted():
+            self.watch.say(f"engine {self.station.name}: {self.station.version}, in {self.station.place}")
 
     def walk(self, found: Found, recipe: Recipe, planned: Plan) -> Walk:
         """One recipe from weights to measurements. An error of ours ends the walk and is kept in it."""
@@ -132,7 +153,7 @@ class Walker:
         if not wanted:
             return
         walk.at = wanted[0]
-        walk.artifact = self._artifact(_known(walk.calibrated).checkpoint)
+        walk.artifact = self._artifact(walk, _known(walk.calibrated).checkpoint)
         for text in walk.artifact.notes:
             self.note(walk, text)
         if not self.resolved.policy.early:
@@ -151,12 +172,12 @@ class Walker:
         sliced = {} if part is None or "accuracy" not in known else {f"accuracy {part[0]}-{part[1]}": known["accuracy"]}
         walk.identities |= {stage: its for stage, its in known.items() if not sliced or stage != "accuracy"} | sliced
         try:
-            results = self.stages.measure(
+            results = self.measuring.measure(
                 known, walk.name, lambda missing, folder: self._job(walk, missing, folder, part), self._collapsed
             )
         except QuantlabError:
             # What was finished before stays in the walk, and the stage that failed is named.
-            results = {stage: self.stages.found(stage, its) for stage, its in known.items()}
+            results = {stage: self.measuring.found(stage, its) for stage, its in known.items()}
             walk.at = next((stage for stage, result in results.items() if result is None), walk.at)
             self._take(walk, results, known)
             raise
@@ -213,14 +234,24 @@ class Walker:
         """The engine hands out no distributions, so there is no fidelity to measure."""
         return Ability.FULL_LOGITS not in self.engine.abilities
 
-    def _artifact(self, checkpoint: Checkpoint) -> Artifact:
+    def _artifact(self, walk: Walk, checkpoint: Checkpoint) -> Artifact:
+        """What the engine opens: made here where that costs nothing, else in a child, once."""
+        station, config = self.station, self.resolved.ask.config
         absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
-        why = self.engine.supports(absolute, self.host)
-        if why is not None:
-            raise Refused(why, place=f"engine {self.engine.name}")
-        # Into the ledger, never beside the user's own weights.
-        into = self.ledger.checkpoint_folder(f"{checkpoint.digest}-{self.engine.name}")
-        return self.engine.build(absolute, into, self.resolved.ask.config, self.host)
+        shaped = station.shaped_by(absolute, config)
+        known = identity.build(checkpoint, station.name, station.version, shaped or {}, station.host, config.device)
+        job = BuildJob(
+            engine=station.name,
+            checkpoint=absolute,
+            into=str(self.ledger.checkpoint_folder(known)),  # never beside the user's own weights
+            config=config,
+            host=station.host,
+        )
+        if shaped is None:
+            return station.build_here(job)
+        walk.at = "build"
+        walk.identities["build"] = known
+        return self.measuring.build(known, walk.name, job)
 
     def _identities(self, walk: Walk, wanted: Sequence[str], part: Part | None) -> dict[str, str]:
         resolved, artifact = self.resolved, walk.artifact
@@ -230,7 +261,7 @@ class Walker:
                 stage,
                 artifact,
                 resolved.ask.config,
-                self.host,
+                self.station.host,
                 suite=self._suite(),
                 suite_digest=self._suite_digest(stage),
                 grid=resolved.grid_record,

@@ -168,6 +168,8 @@ class Canary(Result, frozen=True, kw_only=True):
     """Why not, or how it was judged."""
     prompts: tuple[CanaryPrompt, ...]
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
 
 class Reference(Result, frozen=True, kw_only=True):
@@ -183,6 +185,8 @@ class Reference(Result, frozen=True, kw_only=True):
     """Mean probability mass outside the top k."""
     perplexity: float
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
 
 class Fidelity(Result, frozen=True, kw_only=True):
@@ -201,6 +205,8 @@ class Fidelity(Result, frozen=True, kw_only=True):
     perplexity_ratio: Number
     """Candidate over baseline."""
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
     def collapsed(self, kl: float, top1: float) -> bool:
         """Mean KL above `kl` nats or top-1 agreement below `top1`; what is not a number has collapsed too."""
@@ -250,3 +256,5 @@ class Accuracy(Result, frozen=True, kw_only=True):
     """For a part: (task, number of its items in the whole suite), in the suite's order."""
     more: tuple[str, ...] = ()
     """For parts put together: the Parquet files after `items`."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
