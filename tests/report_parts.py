@@ -16,6 +16,7 @@ from quantlab.records import (
     Checkpoint,
     Comparison,
     Fidelity,
+    LayerDamage,
     Number,
     TaskComparison,
     TaskScore,
@@ -62,8 +63,30 @@ def calibrated(name: str, size: int, bits: float, *notes: str) -> Calibrated:
     )
 
 
-def verified() -> Verification:
+KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+         "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+
+
+def damage(base: float, bits: float) -> tuple[LayerDamage, ...]:
+    """Errors that grow towards the end, with one layer that stands out."""
+    return tuple(
+        LayerDamage(
+            layer=f"model.layers.{depth}.{kind}",
+            weights=110_592,
+            bits=bits,
+            weight_error=base,
+            output_error=4.2 * base if (depth, kind) == (7, "mlp.down_proj") else base * (0.8 + depth / 30),
+            outlier=12.5 + depth,
+            outlier_channel=depth,
+        )
+        for depth in range(30)
+        for kind in KINDS
+    )
+
+
+def verified(located: tuple[LayerDamage, ...] = ()) -> Verification:
     return Verification(
+        damage=located,
         checks=(
             Check(name="size", passed=True, finding="163 MB, 0.61 of 16 bit, as 8.01 bits predict."),
             Check(name="coverage", passed=True, finding="210 layers quantized, lm_head and embeddings not."),

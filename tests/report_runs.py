@@ -21,6 +21,7 @@ from quantlab.records import (
     Gpu,
     Grid,
     Host,
+    LayerDamage,
     Model,
     Policy,
     Recipe,
@@ -37,6 +38,7 @@ from tests.report_parts import (
     canary,
     compared,
     comparison,
+    damage,
     fidelity,
     flips,
     throughput,
@@ -151,7 +153,8 @@ def _poison(candidate: Candidate, name: str) -> Candidate:
         }
         for _ in candidate.flips[:3]
     )
-    checks = Verification(checks=(Check(name=evil, passed=False, finding=evil),))
+    wounded = LayerDamage(layer=f"model.layers.1.{evil}", weights=1, bits=4.0, weight_error=0.5)
+    checks = Verification(checks=(Check(name=evil, passed=False, finding=evil),), damage=(wounded,))
     return msgspec.structs.replace(
         candidate,
         recipe_name=name,
@@ -207,7 +210,7 @@ def _fp8() -> Candidate:
             reason="-0.8 points [-1.7, +0.1]: the drop is surely below 2 points (95% interval over 2404 paired items).",
         ),
         calibrated=calibrated("fp8", 163_012_344, 8.01, "Tied embeddings stay in 16 bit."),
-        verification=verified(),
+        verification=verified(damage(0.026, 8.0)),
         canary=canary(" Paris. It is the largest city in the country and one of the most visited."),
         fidelity=fidelity(0.0343, 0.0011, 0.891, 1.037),
         accuracy=accuracy("fp8", "emulated"),
@@ -235,7 +238,7 @@ def _awq() -> Candidate:
         calibrated=calibrated(
             "int4_awq", 113_260_112, 4.25, "Group size 64 instead of 128: 128 does not divide the width 576."
         ),
-        verification=verified(),
+        verification=verified(damage(0.11, 4.5)),
         canary=canary(" Paris, which is a city in the world, and it is a city of the world."),
         fidelity=fidelity(0.208, 0.0052, 0.768, 1.214),
         accuracy=accuracy("int4_awq", "emulated"),

@@ -89,7 +89,7 @@ def test_faces_are_pure() -> None:
 
 def test_the_page_loads_nothing_and_is_small() -> None:
     source = to_html(demo())
-    assert len(source.encode()) < 300_000
+    assert len(source.encode()) < 600_000
     assert not re.search(r"https?://|@import|url\(", source)
     page = Page(source)
     assert {attrs["href"] for tag, attrs in page.tags if tag == "link"} == {"data:,"}

@@ -5,7 +5,8 @@ an FP8 weight without `input_scale`, a `pre_quant_scale` nobody applies. Each ch
 three witnesses: the headers (names, types, shapes), the source weights (are these codes the rounding of those weights?)
 and the probe (does the reopened model compute what the calibrated one did?).
 
-A check that cannot be carried out has failed, with the reason as its finding.
+A check that cannot be carried out has failed, with the reason as its finding. The last one judges nothing: it measures
+what quantizing did to each layer (damage.py), for whoever asks where a loss comes from.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from quantlab.calibrate import compare
+from quantlab.calibrate import compare, damage
 from quantlab.calibrate.exported import Exported
 from quantlab.errors import QuantlabError
 from quantlab.formats.modelopt import read_quantization
-from quantlab.records import Check, Verification, VerifyJob
+from quantlab.records import Check, LayerDamage, Verification, VerifyJob
 
 if TYPE_CHECKING:
     from quantlab.worker import Reporter
@@ -38,6 +39,7 @@ def run(spec: VerifyJob, reporter: Reporter) -> Verification:
     """All checks, in order; nothing is raised for a checkpoint that is wrong."""
     started = time.monotonic()
     checks: list[Check] = []
+    located: tuple[LayerDamage, ...] = ()
     export: Exported | None = None
 
     def attempt(name: str, check: Callable[[], Finding]) -> None:
@@ -52,14 +54,20 @@ def run(spec: VerifyJob, reporter: Reporter) -> Verification:
         export = Exported.open(spec)
         return True, f"{len(export.made)} tensors in whole files"
 
+    def locate() -> Finding:
+        nonlocal located
+        assert export is not None
+        located = damage.locate(export)
+        return True, damage.finding(located)
+
     attempt("files", opened)
     if export is not None:
-        steps = _steps(export)
+        steps = [*_steps(export), *([("damage", locate)] if export.layers else [])]
         for done, (name, check) in enumerate(steps):
             reporter.progress("verify", done, len(steps), name)
             attempt(name, check)
     reporter.progress("verify", 1, 1, "")
-    return Verification(checks=tuple(checks), seconds=round(time.monotonic() - started, 3))
+    return Verification(checks=tuple(checks), damage=located, seconds=round(time.monotonic() - started, 3))
 
 
 def _steps(export: Exported) -> list[tuple[str, Callable[[], Finding]]]:

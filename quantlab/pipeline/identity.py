@@ -13,7 +13,7 @@ from quantlab.records import Artifact, Calibrated, EngineConfig, Grid, Host, Rec
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
-    "verify": 1,
+    "verify": 2,
     "canary": 1,
     "reference": 1,
     "fidelity": 1,

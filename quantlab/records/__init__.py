@@ -3,6 +3,7 @@
     ask       what a person writes down: Model, Recipe, CalibrationSet, Suite, Grid, Policy
     results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy
     speed     and the cells of a throughput grid
+    damage    what quantizing did to each layer: LayerDamage
     jobs      what crosses a process wall: Job and its specs, Event, Failure
     verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
     entries   what the ledger keeps: Entry, Host
@@ -24,6 +25,7 @@ from quantlab.records.ask import (
     Suite,
     SuiteTask,
 )
+from quantlab.records.damage import LayerDamage
 from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
 from quantlab.records.jobs import (
     CalibrateJob,
@@ -81,6 +83,7 @@ __all__ = [
     "Gpu",
     "Grid",
     "Host",
+    "LayerDamage",
     "MeasureJob",
     "Model",
     "Number",

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from quantlab.records.damage import LayerDamage
 from quantlab.records.numbers import Number
 
 
@@ -100,6 +101,8 @@ class Verification(Result, frozen=True, kw_only=True):
 
     checks: tuple[Check, ...]
     """All checks, passed or not."""
+    damage: tuple[LayerDamage, ...] = ()
+    """What quantizing did to each layer, in the order of the model."""
     seconds: float = 0.0
     """Wall time."""
 

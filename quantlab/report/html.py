@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from quantlab.records import Candidate, Run
-from quantlab.report import charts, figures, forest, rows
+from quantlab.report import charts, damage, figures, forest, rows
 from quantlab.report.clean import clean
 
 PROMPT = 1600
@@ -32,7 +32,7 @@ def to_html(run: Run) -> str:
     """The whole page, self-contained."""
     run = clean(run)
     table = rows.rows(run)
-    style, script = _page_file("report.css"), _page_file("report.js")
+    style, script = _page_files("css", "report", "damage"), _page_files("js", "report")
     page: str = _environment().get_template("template.html").render(
         run=run,
         rows=table,
@@ -42,6 +42,8 @@ def to_html(run: Run) -> str:
         speed_panels=charts.speed_panels(run, table),
         forests=forest.forests(run),
         flips=flips(run),
+        damage=damage.charts(run),
+        damage_words=damage.words,
         notes=rows.notes(run),
         statuses=rows.STATUSES,
         meanings=rows.MEANINGS,
@@ -103,10 +105,12 @@ def _policy(style: str, script: str) -> str:
 
 
 @cache
-def _page_file(name: str) -> str:
+def _page_files(kind: str, *names: str) -> str:
+    """The page's own files of one kind, one after the other."""
     from markupsafe import Markup
 
-    return Markup("\n" + files("quantlab.report").joinpath("page", name).read_text("utf-8"))
+    folder = files("quantlab.report").joinpath("page")
+    return Markup("".join("\n" + folder.joinpath(f"{name}.{kind}").read_text("utf-8") for name in names))
 
 
 @cache

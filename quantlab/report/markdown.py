@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from quantlab.records import Cell, Run
-from quantlab.report import figures, rows
+from quantlab.report import damage, figures, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -20,6 +20,7 @@ def to_markdown(run: Run) -> str:
         ["## Numbers", _headline(run), *_footnotes(run)],
         ["## Tasks", _tasks(run)],
         ["## Fidelity", _fidelity(run)],
+        ["## Damage", _damage(run)],
         ["## Speed", _speed(run)],
         ["## Checks", _checks(run)],
         ["## Notes", "\n".join(f"- {text(note)}" for note in rows.notes(run))],
@@ -147,6 +148,16 @@ def _fidelity(run: Run) -> str:
         if (found := row.candidate.fidelity) is not None
     ]
     return table(header, body)
+
+
+def _damage(run: Run) -> str:
+    """The ten most damaged layers of each recipe."""
+    body = [
+        [text(found.name), text(damage.short(one.layer)), *(value for _, value in damage.facts(one)[:4])]
+        for found in damage.charts(run)
+        for one in found.layers[:10]
+    ]
+    return table(["recipe", "layer", "output error, %", "weight error, %", "outlier", "channel"], body)
 
 
 def _speed(run: Run) -> str:
