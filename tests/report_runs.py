@@ -18,6 +18,7 @@ from quantlab.records import (
     Comparison,
     Failure,
     FidelityAsk,
+    Flip,
     Gpu,
     Grid,
     Host,
@@ -36,6 +37,7 @@ from tests.report_parts import (
     accuracy,
     calibrated,
     canary,
+    categories,
     compared,
     comparison,
     damage,
@@ -142,17 +144,22 @@ def hostile() -> Run:
 def _poison(candidate: Candidate, name: str) -> Candidate:
     evil = " ".join(HOSTILE)
     flips = tuple(
-        {
-            "task": name,
-            "id": evil,
-            "direction": HOSTILE[1],
-            "prompt": evil,
-            "right": evil,
-            "baseline": evil,
-            "candidate": evil,
-        }
-        for _ in candidate.flips[:3]
+        Flip(
+            task=name,
+            id=evil,
+            kind=evil,
+            direction=each.direction,
+            prompt=evil,
+            right=evil,
+            baseline=evil,
+            candidate=evil,
+        )
+        for each in candidate.flips[:3]
     )
+    comparison = candidate.comparison
+    if comparison is not None and comparison.categories:
+        ranked = tuple(msgspec.structs.replace(each, task=evil, kind=evil) for each in comparison.categories)
+        comparison = msgspec.structs.replace(comparison, categories=ranked)
     wounded = LayerDamage(layer=f"model.layers.1.{evil}", weights=1, bits=4.0, weight_error=0.5)
     checks = Verification(checks=(Check(name=evil, passed=False, finding=evil),), damage=(wounded,))
     return msgspec.structs.replace(
@@ -162,6 +169,7 @@ def _poison(candidate: Candidate, name: str) -> Candidate:
         verdict=msgspec.structs.replace(candidate.verdict, reason=evil),
         verification=checks,
         flips=flips,
+        comparison=comparison,
         identities={evil: evil},
     )
 
@@ -243,8 +251,9 @@ def _awq() -> Candidate:
         fidelity=fidelity(0.208, 0.0052, 0.768, 1.214),
         accuracy=accuracy("int4_awq", "emulated"),
         throughput=throughput("emulated", 17.9, "cpu: AMD EPYC 9R14, 2 threads"),
-        comparison=comparison("int4_awq", withheld="arithmetic"),
+        comparison=msgspec.structs.replace(comparison("int4_awq", withheld="arithmetic"), categories=categories()),
         flips=flips(60),
+        flipped=412,
         identities={"calibrate": "d0" * 32, "verify": "5e" * 32, "accuracy": "13" * 32, "fidelity": "aa" * 32},
     )
 

@@ -1,15 +1,18 @@
-"""From walks to a `Run`: comparisons, verdicts, a sample of flipped items, the answer in two sentences, the notes."""
+"""From walks to a `Run`: comparisons, verdicts, flipped items, the answer in two sentences, the notes."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from quantlab import judge
+from quantlab.categories import categories
 from quantlab.ledgers import Ledger
+from quantlab.pipeline import flips
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
 from quantlab.records import (
@@ -21,6 +24,7 @@ from quantlab.records import (
     Comparison,
     Failure,
     Fidelity,
+    Flip,
     Host,
     Recipe,
     Reference,
@@ -30,7 +34,7 @@ from quantlab.records import (
     Verification,
 )
 
-FLIPS_SHOWN = 60
+FLIPS_KEPT = 400
 """Flipped items kept for the report, a recipe; the Parquet files hold all."""
 
 
@@ -142,6 +146,7 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
             refusal=walk.refusal,
         )
     )
+    changed = _flips(comparison, tables[baseline.name], tables[walk.name])
     return Candidate(
         recipe_name=walk.name,
         recipe=walk.recipe,
@@ -155,7 +160,8 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
         comparison=comparison,
         failure=walk.failure,
         failed_stage=walk.at if walk.failure else "",
-        flips=() if first else _flips(tables[baseline.name], tables[walk.name]),
+        flips=flips.most_telling(changed, FLIPS_KEPT),
+        flipped=len(changed),
         identities=walk.identities,
     )
 
@@ -167,7 +173,18 @@ def _comparison(
         return None
     left = {task: table.items() for task, table in tables[baseline.name].items()}
     right = {task: table.items() for task, table in tables[walk.name].items()}
-    return judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    found = judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    kinds = {task: table.columns["kind"] for task, table in tables[baseline.name].items()}
+    ranked = categories(found, left, right, kinds, resolved.policy)
+    return msgspec.structs.replace(found, categories=ranked)
+
+
+def _flips(comparison: Comparison | None, left: dict[str, Table], right: dict[str, Table]) -> list[Flip]:
+    """Of the tasks that are comparable: where something else differs, a changed answer says nothing."""
+    if comparison is None:
+        return []
+    metrics = {one.task: one.metric for one in comparison.tasks if one.difference is not None}
+    return flips.flips(*({name: table.columns for name, table in side.items()} for side in (left, right)), metrics)
 
 
 @dataclass(frozen=True)
@@ -202,47 +219,6 @@ def _items(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
         task: Table({name: [values[place] for place in rows] for name, values in columns.items()})
         for task, rows in places.items()
     }
-
-
-def _flips(left: dict[str, Table], right: dict[str, Table]) -> tuple[dict[str, str], ...]:
-    """Items whose correctness changed: both directions and all tasks are represented."""
-    by_kind: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for task in left.keys() & right.keys():
-        a, b = left[task].columns, right[task].columns
-        if a["id"] != b["id"]:
-            continue
-        for place, (before, after) in enumerate(zip(a["correct"], b["correct"], strict=True)):
-            if (before > 0.5) != (after > 0.5):
-                way = "regressed" if before > after else "improved"
-                by_kind.setdefault((task, way), []).append(_flip(a, b, place, way))
-    return tuple(_round_robin([by_kind[key] for key in sorted(by_kind)], FLIPS_SHOWN))
-
-
-def _flip(a: dict[str, list[Any]], b: dict[str, list[Any]], place: int, way: str) -> dict[str, str]:
-    return {
-        "task": str(a["task"][place]),
-        "id": str(a["id"][place]),
-        "direction": way,
-        "prompt": str(a["prompt"][place]),
-        "right": _words(a, "right", place),
-        "baseline": _words(a, "answer", place),
-        "candidate": _words(b, "answer", place),
-    }
-
-
-def _words(columns: dict[str, list[Any]], column: str, place: int) -> str:
-    """An answer as a reader knows it: the text of the choice, not its number."""
-    value, choices = str(columns[column][place]), json.loads(columns["choices"][place] or "[]")
-    return str(choices[int(value)]).strip() if value.isdigit() and int(value) < len(choices) else value
-
-
-def _round_robin(rows: Sequence[list[dict[str, str]]], most: int) -> list[dict[str, str]]:
-    taken: list[dict[str, str]] = []
-    depth = 0
-    while len(taken) < most and any(len(row) > depth for row in rows):
-        taken += [row[depth] for row in rows if len(row) > depth]
-        depth += 1
-    return taken[:most]
 
 
 def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:

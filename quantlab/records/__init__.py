@@ -5,6 +5,7 @@
     speed     and the cells of a throughput grid
     damage    what quantizing did to each layer: LayerDamage
     jobs      what crosses a process wall: Job and its specs, Event, Failure
+    flips     items whose answer changed, and their categories: Flip, Category
     verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
     entries   what the ledger keeps: Entry, Host
 
@@ -27,6 +28,7 @@ from quantlab.records.ask import (
 )
 from quantlab.records.damage import LayerDamage
 from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
+from quantlab.records.flips import Category, Flip
 from quantlab.records.jobs import (
     CalibrateJob,
     ConvertJob,
@@ -67,6 +69,7 @@ __all__ = [
     "Canary",
     "CanaryPrompt",
     "Candidate",
+    "Category",
     "Cell",
     "Check",
     "Checkpoint",
@@ -80,6 +83,7 @@ __all__ = [
     "FetchJob",
     "Fidelity",
     "FidelityAsk",
+    "Flip",
     "Gpu",
     "Grid",
     "Host",

@@ -8,6 +8,7 @@ import msgspec
 
 from quantlab.records.ask import Grid, Model, Policy, Recipe, Suite
 from quantlab.records.entries import Host
+from quantlab.records.flips import Category, Flip
 from quantlab.records.jobs import Failure
 from quantlab.records.numbers import Number
 from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity, Verification
@@ -48,6 +49,8 @@ class Comparison(Conclusion, frozen=True, kw_only=True):
 
     suite: TaskComparison
     tasks: tuple[TaskComparison, ...]
+    categories: tuple[Category, ...] = ()
+    """Kinds of items within the tasks, the most damaged first; empty where no task names kinds."""
 
 
 class Verdict(Conclusion, frozen=True, kw_only=True):
@@ -77,8 +80,10 @@ class Candidate(Conclusion, frozen=True, kw_only=True):
     failure: Failure | None = None
     """Where it stopped."""
     failed_stage: str = ""
-    flips: tuple[dict[str, str], ...] = ()
-    """A sample of flipped items for the report: task, id, prompt, right, baseline, candidate."""
+    flips: tuple[Flip, ...] = ()
+    """Items with another answer than the baseline's, the most surprising first."""
+    flipped: int = 0
+    """How many there are in all; `flips` may hold fewer."""
     identities: dict[str, str] = {}
     """Stage -> identity in the ledger."""
 

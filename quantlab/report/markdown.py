@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from quantlab.records import Cell, Run
-from quantlab.report import damage, figures, rows
+from quantlab.report import damage, figures, flips, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -19,6 +19,7 @@ def to_markdown(run: Run) -> str:
         ["## Verdicts", *_verdicts(run)],
         ["## Numbers", _headline(run), *_footnotes(run)],
         ["## Tasks", _tasks(run)],
+        ["## Categories", text(flips.note(run)), _categories(run)],
         ["## Fidelity", _fidelity(run)],
         ["## Damage", _damage(run)],
         ["## Speed", _speed(run)],
@@ -128,6 +129,24 @@ def _task_row(row: rows.TaskRow) -> list[str]:
         figures.recovery(task.recovery),
         figures.fixed(task.detectable_drop, 1),
     ]
+
+
+def _categories(run: Run) -> str:
+    """Every recipe's categories, the most damaged first."""
+    body = [
+        [
+            f"{text(one.found.task)}, {text(one.found.kind)}" if one.found.kind else text(one.found.task),
+            text(candidate.recipe_name),
+            figures.fixed(one.found.n, 0),
+            figures.difference(one.found.difference),
+            "yes" if one.surely else "no",
+            *(figures.fixed(count, 0) for count in (one.found.regressed, one.found.improved, one.found.churn)),
+        ]
+        for candidate, ranked in flips.categories(run)
+        for one in ranked
+    ]
+    header = ["category", "recipe", "n", "difference, points", "surely damaged", "worse", "better", "churn"]
+    return table(header, body)
 
 
 def _fidelity(run: Run) -> str:
