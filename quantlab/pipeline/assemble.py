@@ -184,7 +184,8 @@ def _flips(comparison: Comparison | None, left: dict[str, Table], right: dict[st
     if comparison is None:
         return []
     metrics = {one.task: one.metric for one in comparison.tasks if one.difference is not None}
-    return flips.flips(*({name: table.columns for name, table in side.items()} for side in (left, right)), metrics)
+    before, after = ({name: table.columns for name, table in side.items()} for side in (left, right))
+    return flips.flips(before, after, metrics)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from quantlab.records import Flip
+
+LENGTHS: dict[str, Callable[[str], int]] = {
+    "acc": lambda choice: 1,
+    "acc_norm": len,
+    "acc_bytes": lambda choice: len(choice.encode()),
+}
+"""Metric -> by what it divides a choice's log-likelihood."""
 
 Columns = Mapping[str, Sequence[Any]]
 """Of the Parquet file of item results, the rows of one task."""
@@ -83,8 +90,7 @@ def weighed(likelihoods: Sequence[float], choices: Sequence[str], metric: str) -
 
     acc: nats. acc_norm: nats a character. acc_bytes: nats a byte. Others do not choose by these numbers alone.
     """
-    rules = {"acc": lambda choice: 1, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
-    rule = rules.get(metric)
+    rule = LENGTHS.get(metric)
     if rule is None or len(choices) < 2 or len(likelihoods) != len(choices) or not all(map(math.isfinite, likelihoods)):
         return []
     return [value / max(1, rule(choice)) for value, choice in zip(likelihoods, choices, strict=True)]
