@@ -27,13 +27,13 @@ import msgspec
 
 from quantlab.engines import GenerateRequest
 from quantlab.errors import BadInput, Refused
-from quantlab.records import Checkpoint, EngineConfig, Grid
+from quantlab.records import FORMATS, Checkpoint, EngineConfig, Grid
 
 Flow = Literal["engine", "pytorch"]
 
 PYTORCH_ONLY = (1, 3)
 """First version without TensorRT engines (removed in June and July 2026, pull requests 15763 to 16612)."""
-ALGORITHMS = {"fp8": "FP8", "int4_awq": "W4A16_AWQ", "int4": "W4A16_AWQ"}
+ALGORITHMS = {word: each.algorithms[0] for word, each in FORMATS.items() if each.trtllm and each.algorithms[0]}
 """Format -> quant_algo that TensorRT-LLM must report; other formats are 16 bit."""
 BATCH = 2048
 """Sequences in flight where nobody says: both flows' own default, written out."""

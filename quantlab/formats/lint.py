@@ -20,10 +20,10 @@ from typing import Any
 
 from quantlab import weights
 from quantlab.errors import QuantlabError
-from quantlab.records import Check
+from quantlab.records import FORMATS, Check
 
 QUANTIZATION = "hf_quant_config.json"
-ALGORITHMS = {"FP8": "F8_E4M3", "W4A16_AWQ": "U8"}
+ALGORITHMS = {str(each.algorithms[0]): each.codes for each in FORMATS.values() if each.trtllm and each.algorithms[0]}
 """quant_algo -> safetensors type of a quantized weight. TensorRT-LLM knows more; quantlab exports these."""
 CACHES = (None, "FP8")
 TESTED_GROUP = 128
@@ -94,7 +94,7 @@ def _metadata(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding
 
 def _group(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     words = said(folder)
-    if words.get("quant_algo") != "W4A16_AWQ":
+    if words.get("quant_algo") not in ("W4A16_AWQ", "W4A8_AWQ"):
         return True, "no groups in this format."
     size = words.get("group_size")
     if not isinstance(size, int) or size < 1:
@@ -155,7 +155,7 @@ def _layers(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     if algorithm not in ALGORITHMS:
         odd = [name for name, one in tensors.items() if one["dtype"] not in _PLAIN]
         return not odd, f"{_some(odd)} not in 16 bit." if odd else f"{len(names)} layers in 16 bit."
-    check = _fp8 if algorithm == "FP8" else _int4
+    check = LAYERS[str(algorithm)]
     group = words.get("group_size")
     faults = [
         fault
@@ -164,6 +164,7 @@ def _layers(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     ]
     if not names:
         faults = ["no quantized layer"]
+    faults += _unequal(names, tensors, folder) if algorithm == "W4A8_AWQ" else []
     if faults:
         return False, f"{_some(faults)}."
     return True, f"{len(names)} layers of {algorithm}, each with its scales."
@@ -181,9 +182,26 @@ def _linear(tensors: Tensors, words: dict[str, Any]) -> list[str]:
 
 
 def _fp8(name: str, tensors: Tensors, group: int) -> Iterator[str]:
+    yield from _eight(name, tensors)
+    yield from _single(name, tensors, "weight_scale", "input_scale")
+
+
+def _fp8_rowwise(name: str, tensors: Tensors, group: int) -> Iterator[str]:
+    """A scale an output; the input's are found while serving."""
+    yield from _eight(name, tensors)
+    found, rows = tensors.get(f"{name}.weight_scale"), tensors[f"{name}.weight"]["shape"][0]
+    if found is None or found["dtype"] != "F32" or _count(found) != rows:
+        what = "missing" if found is None else f"{found['dtype']} {found['shape']}"
+        yield f"{name}.weight_scale is {what}, not {rows} of F32"
+
+
+def _eight(name: str, tensors: Tensors) -> Iterator[str]:
     if tensors[f"{name}.weight"]["dtype"] != ALGORITHMS["FP8"]:
         yield f"{name}.weight is {tensors[f'{name}.weight']['dtype']}, not F8_E4M3"
-    for scale in ("weight_scale", "input_scale"):
+
+
+def _single(name: str, tensors: Tensors, *scales: str) -> Iterator[str]:
+    for scale in scales:
         found = tensors.get(f"{name}.{scale}")
         if found is None:
             yield f"{name}.{scale} is missing"
@@ -191,10 +209,34 @@ def _fp8(name: str, tensors: Tensors, group: int) -> Iterator[str]:
             yield f"{name}.{scale} is {found['dtype']} {found['shape']}, not one F32"
 
 
+def _w4a8(name: str, tensors: Tensors, group: int) -> Iterator[str]:
+    """As int4, and the two scales of a product in FP8."""
+    yield from _int4(name, tensors, group)
+    yield from _single(name, tensors, "weight_scale_2", "input_scale")
+
+
+def _unequal(names: list[str], tensors: Tensors, folder: Path) -> list[str]:
+    """W4A8: layers that are fused on loading share these two scales, or the loader stops with an assertion."""
+    from safetensors import safe_open
+
+    seen: dict[tuple[str, str], float] = {}
+    faults = []
+    for name in names:
+        block, _, kind = name.rpartition(".")
+        for part in ("weight_scale_2", "input_scale") if kind in FUSED else ():
+            if (held := tensors.get(f"{name}.{part}")) is None:
+                continue
+            with safe_open(folder / held["file"], framework="np") as file:
+                value = float(file.get_tensor(f"{name}.{part}").reshape(-1)[0])
+            if seen.setdefault((block, part), value) != value:
+                faults.append(f"{name}.{part} differs from that of the layers it is fused with")
+    return faults
+
+
 def _int4(name: str, tensors: Tensors, group: int) -> Iterator[str]:
     """Packed [out / 2, in] and scales [out, in / group]."""
     weight, scale = tensors[f"{name}.weight"], tensors.get(f"{name}.weight_scale")
-    if weight["dtype"] != ALGORITHMS["W4A16_AWQ"] or len(weight["shape"]) != 2:
+    if weight["dtype"] != "U8" or len(weight["shape"]) != 2:
         yield f"{name}.weight is {weight['dtype']} {weight['shape']}, not U8 [out / 2, in]"
         return
     rows, inputs = 2 * weight["shape"][0], weight["shape"][1]
@@ -233,6 +275,14 @@ def _some(names: list[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"{', '.join(names[:2])}{more}"
 
+
+LAYERS: dict[str, Callable[[str, Tensors, int], Iterator[str]]] = {
+    "FP8": _fp8,
+    "FP8_PER_CHANNEL_PER_TOKEN": _fp8_rowwise,
+    "W4A16_AWQ": _int4,
+    "W4A8_AWQ": _w4a8,
+}
+"""quant_algo -> the faults of one layer."""
 
 _Check = Callable[[Path, dict[str, Any], Tensors], Finding]
 _SMALL: dict[str, _Check] = {"metadata": _metadata, "group_size": _group, "rope": _rope, "tokenizer": _tokenizer}

@@ -7,6 +7,7 @@ What lies in the folder (ModelOpt 0.47), beside config.json and the tokenizer:
     <layer>.weight_scale     FP8: float32, one number           INT4: float32 [out, in / group]
     <layer>.input_scale      FP8: float32, one number (calibrated largest magnitude / 448)
     <layer>.pre_quant_scale  INT4-AWQ: [in], only where it could not be folded into the layer before
+                             (INT8 SmoothQuant: every layer)
     <k_proj>.k_scale, <v_proj>.v_scale    FP8 key/value cache: float32, one number a layer
 
 declared.py reads the words, readers.py makes a layer of its tensors; here they become a model in which every tensor of

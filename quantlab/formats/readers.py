@@ -75,9 +75,50 @@ def _fp8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
     return Fp8Linear(codes, weight_scale, input_scale, bias, reader.dtype, native=reader.native_fp8)
 
 
+def _fp8_rowwise(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
+    from quantlab.formats.eight_bit import Fp8RowLinear
+
+    tensors, device = reader.tensors, reader.device
+    codes = tensors.take(f"{name}.weight", device, dtype=torch.float8_e4m3fn, shape=shape)
+    scale = tensors.scale(f"{name}.weight_scale", device, sizes=(shape[0],))
+    return Fp8RowLinear(codes, scale, tensors.optional(f"{name}.bias", device), reader.dtype)
+
+
+def _int8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
+    from quantlab.formats.eight_bit import Int8Linear
+
+    tensors, device = reader.tensors, reader.device
+    codes = tensors.take(f"{name}.weight", device, dtype=torch.int8, shape=shape)
+    scale = tensors.scale(f"{name}.weight_scale", device, sizes=(shape[0],))
+    input_scale = tensors.scale(f"{name}.input_scale", device, sizes=(1,))
+    bias = tensors.optional(f"{name}.bias", device)
+    return Int8Linear(codes, scale, input_scale, _rescale(reader, name, shape[1]), bias, reader.dtype)
+
+
 def _int4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
     from quantlab.formats.layers import Int4Linear
 
+    weight, bias = _grouped(reader, name, shape), reader.tensors.optional(f"{name}.bias", reader.device)
+    return Int4Linear(weight, _rescale(reader, name, shape[1]), bias, reader.dtype)
+
+
+def _w4a8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
+    from quantlab.formats.eight_bit import W4A8Linear
+
+    tensors, device = reader.tensors, reader.device
+    scales = [tensors.scale(f"{name}.{part}", device, sizes=(1,)) for part in ("weight_scale_2", "input_scale")]
+    weight, bias = _grouped(reader, name, shape), tensors.optional(f"{name}.bias", device)
+    return W4A8Linear(weight, *scales, _rescale(reader, name, shape[1]), bias, reader.dtype)
+
+
+def _rescale(reader: Reader, name: str, inputs: int) -> torch.Tensor | None:
+    if name.rpartition(".")[2] not in reader.rescaled:
+        return None
+    return reader.tensors.scale(f"{name}.pre_quant_scale", reader.device, sizes=(inputs,))
+
+
+def _grouped(reader: Reader, name: str, shape: Shape) -> torch.Tensor:
+    """float32 [outputs, inputs]: int4 codes times the scales of their groups."""
     outputs, inputs = shape
     tensors, device, group_size = reader.tensors, reader.device, reader.quantization.group_size
     packed = tensors.take(f"{name}.weight", device, dtype=torch.uint8, shape=(outputs // 2, inputs))
@@ -89,13 +130,14 @@ def _int4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
             place=f"{name}.weight_scale",
             cure="Export it again.",
         )
-    rescaled = name.rpartition(".")[2] in reader.rescaled
-    rescale = tensors.scale(f"{name}.pre_quant_scale", device, sizes=(inputs,)) if rescaled else None
-    return Int4Linear(unpack_int4(packed, scale), rescale, tensors.optional(f"{name}.bias", device), reader.dtype)
+    return unpack_int4(packed, scale)
 
 
 READERS: dict[str, Callable[[Reader, str, Shape], QuantizedLinear]] = {
     "FP8": _fp8,
+    "FP8_PER_CHANNEL_PER_TOKEN": _fp8_rowwise,
+    "W8A8_SQ_PER_CHANNEL": _int8,
+    "W4A8_AWQ": _w4a8,
     "W4A16_AWQ": _int4,
     "W4A16": _int4,
 }

@@ -4,6 +4,7 @@
     results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy
     speed     and the cells of a throughput grid
     damage    what quantizing did to each layer: LayerDamage
+    formats   what each format stores, and who serves it: FORMATS
     jobs      what crosses a process wall: Job and its specs, Event, Failure
     flips     items whose answer changed, and their categories: Flip, Category
     verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
@@ -29,6 +30,7 @@ from quantlab.records.ask import (
 from quantlab.records.damage import LayerDamage
 from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
 from quantlab.records.flips import Category, Flip
+from quantlab.records.formats import FORMATS, Format, unserved
 from quantlab.records.jobs import (
     CalibrateJob,
     ConvertJob,
@@ -59,6 +61,7 @@ from quantlab.records.speed import Cell, Percentiles, Power, Throughput
 from quantlab.records.verdicts import Candidate, Comparison, Run, TaskComparison, Verdict
 
 __all__ = [
+    "FORMATS",
     "SCHEMA",
     "Accuracy",
     "Artifact",
@@ -84,6 +87,7 @@ __all__ = [
     "Fidelity",
     "FidelityAsk",
     "Flip",
+    "Format",
     "Gpu",
     "Grid",
     "Host",
@@ -111,4 +115,5 @@ __all__ = [
     "Weights",
     "digest",
     "encode",
+    "unserved",
 ]

@@ -39,7 +39,7 @@ class Checkpoint(Result, frozen=True, kw_only=True):
     recipe: str
     """Name of the recipe that made it."""
     format: str
-    """As in the recipe: bf16, fp8, int4_awq, int4."""
+    """As in the recipe: a word of `FORMATS`."""
     architecture: str
     """`architectures[0]` of config.json."""
     group_size: int | None = None
