@@ -33,7 +33,7 @@ OVERHEAD_BYTES = 1_000_000_000
 """Memory of a child with torch, transformers and ModelOpt beside the weights: 0.6 GB of imports, and buffers."""
 FLOPS_A_CORE = 4e10
 """float32 operations a second of one x86 core: 171 tokens/s of SmolLM2-135M with AVX2, 250 with AVX-512."""
-PASSES = {"fp8": 1.3, "int8_sq": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0}
+PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0}
 """Cost of calibrating in forward passes: fake quantization, and AWQ's search over 11 strengths."""
 QUANTIZABLE = re.compile(
     r"(Llama|Mistral|Mixtral|Qwen2|Qwen3|Phi3?|Gemma[23]?|Nemotron|Exaone)ForCausalLM|MllamaFor\w+"

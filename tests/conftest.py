@@ -166,7 +166,7 @@ def rowwise_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
 def smoothquant_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     import modelopt.torch.quantization as mtq
 
-    return _export(tiny_model, tmp_path_factory.mktemp("sq"), mtq.INT8_SMOOTHQUANT_CFG)
+    return _export(tiny_model, tmp_path_factory.mktemp("sq"), mtq.INT8_SMOOTHQUANT_CFG, _resmooth)
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +174,19 @@ def w4a8_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     import modelopt.torch.quantization as mtq
 
     return _export(tiny_model, tmp_path_factory.mktemp("w4a8"), _grouped(mtq.W4A8_AWQ_BETA_CFG), _resmooth)
+
+
+@pytest.fixture(scope="session")
+def nvfp4_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    import modelopt.torch.quantization as mtq
+
+    from quantlab.calibrate.modelopt import _round_blocks_without_gpu
+
+    def before(model: Any) -> None:
+        _round_blocks_without_gpu(model)
+        _resmooth(model)
+
+    return _export(tiny_model, tmp_path_factory.mktemp("nvfp4"), mtq.NVFP4_DEFAULT_CFG, before)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ RECIPES = {
     "int8_sq": Recipe(summary="", preset="INT8_SMOOTHQUANT_CFG", format="int8_sq", calibration=DATA),
     "int4_awq": Recipe(summary="", preset="INT4_AWQ_CFG", format="int4_awq", calibration=DATA),
     "w4a8_awq": Recipe(summary="", preset="W4A8_AWQ_BETA_CFG", format="w4a8_awq", calibration=DATA),
+    "nvfp4": Recipe(summary="", preset="NVFP4_DEFAULT_CFG", format="nvfp4", calibration=DATA),
     "int4": Recipe(summary="", preset="INT4_BLOCKWISE_WEIGHT_ONLY_CFG", format="int4"),
     "int2": Recipe(
         summary="",
@@ -110,6 +111,7 @@ def test_what_is_exported_is_what_was_calibrated(tiny_model: Path, tmp_path: Pat
         "fp8_rowwise": 8.25,
         "int8_sq": 8.35,
         "w4a8_awq": 5.0,
+        "nvfp4": 4.5,
         "int4": 5.0,
         "int4_awq": 5.0,
         "int2": 16.0,

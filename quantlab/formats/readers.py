@@ -111,6 +111,23 @@ def _w4a8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
     return W4A8Linear(weight, *scales, _rescale(reader, name, shape[1]), bias, reader.dtype)
 
 
+def _nvfp4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
+    from quantlab.formats.fp4 import BLOCK, Nvfp4Linear
+
+    outputs, inputs = shape
+    tensors, device = reader.tensors, reader.device
+    packed = tensors.take(f"{name}.weight", device, dtype=torch.uint8, shape=(outputs, inputs // 2))
+    scale = tensors.scale(f"{name}.weight_scale", device)
+    if inputs % BLOCK or tuple(scale.shape) != (outputs, inputs // BLOCK):
+        raise Broken(
+            f"{list(scale.shape)} does not fit a weight of {[outputs, inputs]} in blocks of {BLOCK}.",
+            place=f"{name}.weight_scale",
+            cure="Export it again.",
+        )
+    scales = [tensors.scale(f"{name}.{part}", device, sizes=(1,)) for part in ("weight_scale_2", "input_scale")]
+    return Nvfp4Linear(packed, scale, *scales, tensors.optional(f"{name}.bias", device), reader.dtype)
+
+
 def _rescale(reader: Reader, name: str, inputs: int) -> torch.Tensor | None:
     if name.rpartition(".")[2] not in reader.rescaled:
         return None
@@ -138,6 +155,7 @@ READERS: dict[str, Callable[[Reader, str, Shape], QuantizedLinear]] = {
     "FP8_PER_CHANNEL_PER_TOKEN": _fp8_rowwise,
     "W8A8_SQ_PER_CHANNEL": _int8,
     "W4A8_AWQ": _w4a8,
+    "NVFP4": _nvfp4,
     "W4A16_AWQ": _int4,
     "W4A16": _int4,
 }

@@ -133,6 +133,19 @@ FORMATS: dict[str, Format] = {
         end=7,
         trtllm=(*_ADA, *_HOPPER, *_BLACKWELL),
     ),
+    "nvfp4": Format(
+        bits=4,
+        codes="U8",
+        algorithms=("NVFP4",),
+        scales="group",
+        scale_bits=8,
+        group=16,
+        input_scale=True,
+        second_scale=True,
+        end=6,
+        trtllm=(*_BLACKWELL, *_BLACKWELL_RTX),
+        vllm=(10, 0),  # on older GPUs it multiplies the 4-bit weights with 16-bit activations: another precision
+    ),
 }
 """Word in a recipe -> what it means."""
 
