@@ -17,13 +17,14 @@ from quantlab.worker import Reporter
 from tests.test_calibrate_modelopt import job
 
 Q, UP, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
+NAMES = ("fp8", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4", "int4_awq", "int4", "int2", "awq_folded")
 Made = tuple[CalibrateJob, Calibrated]
 
 
 @pytest.fixture(scope="module")
 def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     found = {}
-    for name in ("fp8", "int4_awq", "int4", "int2", "awq_folded"):
+    for name in NAMES:
         spec = job(tiny_model, tmp_path_factory.mktemp(name) / "made", name, kv_cache="none")
         found[name] = (spec, modelopt.run(spec, Reporter()))
     return found
@@ -48,7 +49,7 @@ def mean(found: dict[str, LayerDamage]) -> float:
     return sum(each.weight_error for each in found.values()) / len(found)
 
 
-@pytest.mark.parametrize("name", ["fp8", "int4_awq", "int4", "int2", "awq_folded"])
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_what_modelopts_own_arithmetic_gives(made: dict[str, Made], name: str) -> None:
     """The probe holds what the fake-quantized model made of the same inputs, computed by ModelOpt."""
     spec, calibrated = made[name]
@@ -56,7 +57,7 @@ def test_it_is_what_modelopts_own_arithmetic_gives(made: dict[str, Made], name: 
     assert tuple(found) == calibrated.layers
     kept = probe.load(Path(calibrated.checkpoint.path))
     source = load_file(Path(spec.weights.path) / "model.safetensors")
-    moved = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") if "awq" in name else ()
+    moved = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") if "awq" in name or name == "int8_sq" else ()
     for layer, one in found.items():
         if one.kind in moved:
             continue
@@ -68,7 +69,9 @@ def test_it_is_what_modelopts_own_arithmetic_gives(made: dict[str, Made], name: 
 
 def test_precisions_come_in_their_order(made: dict[str, Made]) -> None:
     errors = {name: mean(located(one)) for name, one in made.items()}
-    assert 0.02 < errors["fp8"] < 0.035
+    assert 0.002 < errors["int8_sq"] < 0.02 < errors["fp8_rowwise"] < errors["fp8"] * 1.02 < 0.035
+    assert 0.07 < errors["nvfp4"] < 0.15
+    assert errors["w4a8_awq"] == pytest.approx(errors["int4_awq"], rel=0.2)
     assert 0.07 < errors["int4"] < 0.15
     assert errors["int4_awq"] == pytest.approx(errors["int4"], rel=0.3)  # what AWQ moved is undone
     assert errors["awq_folded"] == pytest.approx(errors["int4_awq"], rel=0.05)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantlab.calibrate import modelopt, verify
+from quantlab.calibrate import modelopt, probe, verify
 from quantlab.records import Calibrated, CalibrateJob, VerifyJob
 from quantlab.worker import Reporter
 from tests.test_calibrate_modelopt import job
@@ -160,3 +160,19 @@ def test_a_lost_probe_is_a_failed_check(made: dict[str, Made], tmp_path: Path) -
     folder = Path(shutil.copytree(made["fp8"][1].checkpoint.path, tmp_path / "a"))
     shutil.rmtree(folder / "quantlab")
     assert "probe" in failed(made["fp8"], folder)["reopened"]
+
+
+def test_a_range_for_each_token_is_probed_as_it_computes(tiny_model: Path, tmp_path: Path) -> None:
+    """ModelOpt's dynamic ranges round nothing when an axis is missing: the probe would then hold exact outputs."""
+    spec = job(tiny_model, tmp_path / "made", "fp8_rowwise")
+    one = (spec, modelopt.run(spec, Reporter()))
+    assert failed(one, Path(one[1].checkpoint.path)) == {}
+    kept = probe.load(Path(one[1].checkpoint.path))
+    source = load_file(Path(spec.weights.path) / "model.safetensors")
+    codes = load_file(Path(one[1].checkpoint.path) / "model.safetensors")
+    for layer in (Q, UP, DOWN):
+        weight = codes[f"{layer}.weight"].float() * codes[f"{layer}.weight_scale"].unsqueeze(1)
+        exact = kept[f"x.{layer}"] @ weight.T
+        rounded = probe.distance(exact, kept[f"y.{layer}"])
+        assert 0.01 < rounded < 0.05, layer  # only the activations' rounding
+        assert probe.distance(source[f"{layer}.weight"].float(), weight) < 0.03

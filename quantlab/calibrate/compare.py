@@ -25,7 +25,7 @@ RESIDUAL = {"fp8": 0.06, "fp8_rowwise": 0.06, "int8_sq": 0.06, "int4_awq": 0.3, 
             "nvfp4": 0.3}  # fmt: skip
 """Largest rounding error of a layer's weights, relative. Expected: FP8 0.026, int8 with a scale a row 0.01, int4 in
 groups of 64 about 0.1."""
-LAYER = {"fp8": 0.05, "fp8_rowwise": 0.05, "int8_sq": 0.05, "int4_awq": 0.03, "int4": 0.03, "w4a8_awq": 0.06,
+LAYER = {"fp8": 0.05, "fp8_rowwise": 0.02, "int8_sq": 0.05, "int4_awq": 0.03, "int4": 0.03, "w4a8_awq": 0.06,
          "nvfp4": 0.05}  # fmt: skip
 """Largest distance of a layer's output from the probe's. Measured on SmolLM2: FP8 0.07 % on average and 1.7 % at most
 (codes of activations that fell to the other side), int4 0.5 % and 1.5 %: its weights were int4 once before, so

@@ -97,7 +97,9 @@ class Exported:
         """From the source's shapes and the recipe: codes and scales; the rest as there."""
         quantized = {f"{name}.weight" for name in self.layers} if self.quantized else set()
         bits = sum(bits_of(one) for name, one in self.source.items() if name not in quantized and name in self.made)
-        bits += sum(self.rules.layer_bits(*self.source[name]["shape"], self.group_size) for name in quantized)
+        for name in quantized:
+            rows, columns = self.source[name]["shape"]
+            bits += self.rules.layer_bits(rows, columns, self.group_size)
         return bits // 8
 
     def tensor_bytes(self) -> int:

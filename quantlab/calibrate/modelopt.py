@@ -2,10 +2,10 @@
 
 What ModelOpt does silently, and what is done about it here:
 
-* AWQ's search costs 11 roundings of every weight *per batch*, so all samples go in one batch as far as memory allows.
+* AWQ's search costs 11 roundings of every weight *per batch*, so all samples go in one batch if memory allows.
 * After AWQ each of q, k, v (and gate, up) has its own input scale; the export averages them and rounds the weights
-  again (NVFP4: gives them one common range), so it is a different model from the one just calibrated. `requantize_resmooth_fused_llm_layers` does that to
-  the live model first; from then on live and exported are the same, which `verify` proves.
+  again (NVFP4: one common range), so it is another model than the calibrated one.
+  `requantize_resmooth_fused_llm_layers` does that to the live model first; from then on both are the same.
 * A quantizer that never saw data has no `amax` and is exported without a scale: checked before the export.
 * On a CPU the arithmetic is float32 whatever the checkpoint's type: bfloat16 is six times slower there without
   AVX512-BF16, and its rounding would hide what `verify` looks for. What will be stored in 16 bit is rounded
@@ -42,7 +42,6 @@ COPIED = sorted(set(folders.IDENTITY) - {"config.json", "hf_quant_config.json", 
 """Files that are taken over as they are: the tokenizer, its chat template, generation defaults."""
 
 BLOCKS = "quantlab_nvfp4"
-"""Name of that backend."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +163,9 @@ def _nvfp4(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
 
     second = quantizer.amax.float() / (6 * 448)
     made, scale, _ = NVFP4QTensor.quantize(inputs, quantizer.block_sizes[-1], None, second)
-    back = made.dequantize(inputs.dtype, scale=scale, double_scale=second, block_sizes=quantizer.block_sizes)
-    return back.reshape(inputs.shape)  # type: ignore[no-any-return]
+    blocks = quantizer.block_sizes
+    back: torch.Tensor = made.dequantize(inputs.dtype, scale=scale, double_scale=second, block_sizes=blocks)
+    return back.reshape(inputs.shape)
 
 
 def _check_group(name: str, layer: nn.Module) -> None:

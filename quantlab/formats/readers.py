@@ -105,10 +105,9 @@ def _int4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
 def _w4a8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
     from quantlab.formats.eight_bit import W4A8Linear
 
-    tensors, device = reader.tensors, reader.device
-    scales = [tensors.scale(f"{name}.{part}", device, sizes=(1,)) for part in ("weight_scale_2", "input_scale")]
-    weight, bias = _grouped(reader, name, shape), tensors.optional(f"{name}.bias", device)
-    return W4A8Linear(weight, *scales, _rescale(reader, name, shape[1]), bias, reader.dtype)
+    second, input_scale = _two_scales(reader, name)
+    weight, bias = _grouped(reader, name, shape), reader.tensors.optional(f"{name}.bias", reader.device)
+    return W4A8Linear(weight, second, input_scale, _rescale(reader, name, shape[1]), bias, reader.dtype)
 
 
 def _nvfp4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
@@ -124,8 +123,15 @@ def _nvfp4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
             place=f"{name}.weight_scale",
             cure="Export it again.",
         )
-    scales = [tensors.scale(f"{name}.{part}", device, sizes=(1,)) for part in ("weight_scale_2", "input_scale")]
-    return Nvfp4Linear(packed, scale, *scales, tensors.optional(f"{name}.bias", device), reader.dtype)
+    second, input_scale = _two_scales(reader, name)
+    return Nvfp4Linear(packed, scale, second, input_scale, tensors.optional(f"{name}.bias", device), reader.dtype)
+
+
+def _two_scales(reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale of all scales of the weight, and that of the input."""
+    parts = ("weight_scale_2", "input_scale")
+    second, first = (reader.tensors.scale(f"{name}.{part}", reader.device, sizes=(1,)) for part in parts)
+    return second, first
 
 
 def _rescale(reader: Reader, name: str, inputs: int) -> torch.Tensor | None:
