@@ -28,7 +28,7 @@ Made = tuple[CalibrateJob, Calibrated]
 @pytest.fixture(scope="module")
 def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     found = {}
-    for name in ("fp8", "int4_awq", "int4"):
+    for name in ("fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4"):
         spec = job(tiny_model, tmp_path_factory.mktemp(name) / "made", name, kv_cache="none")
         found[name] = (spec, modelopt.run(spec, Reporter()))
     return found
@@ -55,7 +55,7 @@ def damaged(one: Made, into: Path, edit: Callable[[dict[str, Tensor]], object]) 
     return failed(one, into)
 
 
-@pytest.mark.parametrize("name", ["fp8", "int4_awq", "int4"])
+@pytest.mark.parametrize("name", ["fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4"])
 def test_a_whole_export_passes(made: dict[str, Made], name: str) -> None:
     assert failed(made[name], Path(made[name][1].checkpoint.path)) == {}
 
@@ -112,6 +112,19 @@ CASES: list[tuple[str, Callable[[dict[str, Tensor]], object], str, str]] = [
     ("int4_awq", lambda t: t.update({f"{Q}.input_scale": torch.ones(())}), "input_scale", Q),
     ("int4", _shift_codes, "weights", DOWN),
     ("int4", _scaled(f"{DOWN}.weight_scale", 0.9), "weights", DOWN),
+    ("fp8_rowwise", _scaled(f"{UP}.weight_scale", 1.3), "weights", UP),
+    ("fp8_rowwise", _shift_codes, "weights", DOWN),
+    ("fp8_rowwise", lambda t: t.update({f"{UP}.input_scale": torch.ones(())}), "input_scale", UP),
+    ("int8_sq", lambda t: t.pop(f"{DOWN}.pre_quant_scale"), "pre_quant_scale", DOWN),
+    ("int8_sq", _scaled(f"{DOWN}.pre_quant_scale", 1.2), "reopened", DOWN),
+    ("int8_sq", _scaled(f"{UP}.input_scale", 0.1), "reopened", UP),
+    ("w4a8_awq", lambda t: t.pop(f"{UP}.input_scale"), "input_scale", UP),
+    ("w4a8_awq", _scaled(f"{UP}.weight_scale_2", 0.2), "weights", UP),
+    ("w4a8_awq", _scaled(f"{UP}.weight_scale_2", 0.0), "scales", UP),
+    ("nvfp4", _scaled(f"{UP}.weight_scale_2", 1.3), "weights", UP),
+    ("nvfp4", _scaled(f"{UP}.input_scale", 0.01), "reopened", UP),
+    ("nvfp4", _shift_codes, "weights", DOWN),
+    ("nvfp4", lambda t: t.pop(f"{UP}.weight_scale_2"), "weights", UP),
     ("int4", lambda t: t.update({f"{DOWN}.pre_quant_scale": torch.ones(256)}), "pre_quant_scale", DOWN),
 ]  # fmt: skip
 
