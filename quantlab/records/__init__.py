@@ -1,9 +1,9 @@
 """Every record that crosses a wall of the house: frozen, strict, one docstring a field.
 
     ask       what a person writes down: Model, Recipe, CalibrationSet, Suite, Grid, Policy
-    results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy
+    results   what the rooms hand back: Checkpoint, Canary, Fidelity, Accuracy
     speed     and the cells of a throughput grid
-    damage    what quantizing did to each layer: LayerDamage
+    verification   checks of an export and the damage of its layers: Verification, LayerDamage
     formats   what each format stores, and who serves it: FORMATS
     jobs      what crosses a process wall: Job and its specs, Event, Failure
     flips     items whose answer changed, and their categories: Flip, Category
@@ -27,7 +27,6 @@ from quantlab.records.ask import (
     Suite,
     SuiteTask,
 )
-from quantlab.records.damage import LayerDamage
 from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
 from quantlab.records.flips import Category, Flip
 from quantlab.records.formats import FORMATS, Format, unserved
@@ -48,17 +47,16 @@ from quantlab.records.results import (
     Calibrated,
     Canary,
     CanaryPrompt,
-    Check,
     Checkpoint,
     Converted,
     Fidelity,
     Reference,
     TaskScore,
-    Verification,
     Weights,
 )
 from quantlab.records.speed import Cell, Percentiles, Power, Throughput
 from quantlab.records.verdicts import Candidate, Comparison, Run, TaskComparison, Verdict
+from quantlab.records.verification import Check, LayerDamage, Verification
 
 __all__ = [
     "FORMATS",

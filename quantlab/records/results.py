@@ -6,7 +6,6 @@ from typing import Literal
 
 import msgspec
 
-from quantlab.records.damage import LayerDamage
 from quantlab.records.numbers import Number
 
 
@@ -83,32 +82,6 @@ class Calibrated(Result, frozen=True, kw_only=True):
     """File with what the calibrated model computed on a probe batch, for `verify`; relative to the checkpoint."""
     notes: tuple[str, ...] = ()
     """Sentences for the report: a changed group size, a resmoothing."""
-
-
-class Check(Result, frozen=True, kw_only=True):
-    """One finding of `verify`."""
-
-    name: str
-    """Short name: size, coverage, amax, input_scale, scales, metadata, reopened."""
-    passed: bool
-    """False stops the run."""
-    finding: str
-    """One sentence with the figures."""
-
-
-class Verification(Result, frozen=True, kw_only=True):
-    """The export held against what was meant and against the calibrated model."""
-
-    checks: tuple[Check, ...]
-    """All checks, passed or not."""
-    damage: tuple[LayerDamage, ...] = ()
-    """What quantizing did to each layer, in the order of the model."""
-    seconds: float = 0.0
-    """Wall time."""
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
 
 
 class Artifact(Result, frozen=True, kw_only=True):

@@ -11,8 +11,9 @@ from quantlab.records.entries import Host
 from quantlab.records.flips import Category, Flip
 from quantlab.records.jobs import Failure
 from quantlab.records.numbers import Number
-from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity, Verification
+from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity
 from quantlab.records.speed import Throughput
+from quantlab.records.verification import Verification
 
 
 class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,13 +1,13 @@
-"""Where a precision hurts: what quantizing did to each layer, measured on the exported weights."""
+"""What `verify` hands back: its checks, and where the precision hurts, measured on the exported weights."""
 
 from __future__ import annotations
 
 import re
 
-import msgspec
+from quantlab.records.results import Result
 
 
-class LayerDamage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LayerDamage(Result, frozen=True, kw_only=True):
     """One quantized linear layer of an export, held against its 16-bit weights."""
 
     layer: str
@@ -40,3 +40,29 @@ class LayerDamage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """Number of the decoder layer; None for a module outside of them."""
         found = re.search(r"\.(\d+)\.", self.layer)
         return int(found[1]) if found else None
+
+
+class Check(Result, frozen=True, kw_only=True):
+    """One finding of `verify`."""
+
+    name: str
+    """Short name: size, coverage, amax, input_scale, scales, metadata, reopened."""
+    passed: bool
+    """False stops the run."""
+    finding: str
+    """One sentence with the figures."""
+
+
+class Verification(Result, frozen=True, kw_only=True):
+    """The export held against what was meant and against the calibrated model."""
+
+    checks: tuple[Check, ...]
+    """All checks, passed or not."""
+    damage: tuple[LayerDamage, ...] = ()
+    """What quantizing did to each layer, in the order of the model."""
+    seconds: float = 0.0
+    """Wall time."""
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
