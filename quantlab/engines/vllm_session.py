@@ -129,7 +129,7 @@ class VllmSession:
         shape = _shape(Path(artifact.path))
         os.environ.update(environment(config, cpu=cpu))
         sdk: Any = import_module("vllm")
-        if artifact.checkpoint.format == "fp8" and shape.get("tie_word_embeddings"):
+        if artifact.checkpoint.format.startswith("fp8") and shape.get("tie_word_embeddings"):
             _let_tied_heads_load()
         self._params = sdk.SamplingParams
         self._llm = sdk.LLM(**arguments(artifact, config, shape, cpu=cpu))

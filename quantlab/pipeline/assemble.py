@@ -1,8 +1,7 @@
-"""From walks to a `Run`: comparisons, verdicts, a sample of flipped items, the answer in two sentences, the notes."""
+"""From walks to a `Run`: comparisons, verdicts, flipped items, the answer in two sentences, the notes."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 import msgspec
 
 from quantlab import anchors, catalog, judge, looks
+from quantlab.categories import categories
 from quantlab.ledgers import Ledger
+from quantlab.pipeline import flips
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
 from quantlab.pipeline.walk import Walk
@@ -20,12 +21,13 @@ from quantlab.records import (
     Accuracy,
     Candidate,
     Comparison,
+    Flip,
     Host,
     Run,
     Verdict,
 )
 
-FLIPS_SHOWN = 60
+FLIPS_KEPT = 400
 """Flipped items kept for the report, a recipe; the Parquet files hold all."""
 
 
@@ -124,6 +126,7 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
             refusal=walk.refusal,
         )
     )
+    changed = _flips(comparison, *(walk.compared or (tables[baseline.name], tables[walk.name])))
     return Candidate(
         recipe_name=walk.name,
         recipe=walk.recipe,
@@ -137,7 +140,8 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
         comparison=comparison,
         failure=walk.failure,
         failed_stage=walk.at if walk.failure else "",
-        flips=_flips(comparison, *(walk.compared or (tables[baseline.name], tables[walk.name]))) if comparison else (),
+        flips=flips.most_telling(changed, FLIPS_KEPT),
+        flipped=len(changed),
         identities=walk.identities,
     )
 
@@ -150,10 +154,21 @@ def _comparison(
     left = {task: table.items() for task, table in tables[baseline.name].items()}
     right = {task: table.items() for task, table in tables[walk.name].items()}
     found = judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
-    whole = found.suite.difference
+    kinds = {task: table.columns["kind"] for task, table in tables[baseline.name].items()}
+    ranked = categories(found, left, right, kinds, resolved.policy)
+    found, whole = msgspec.structs.replace(found, categories=ranked), found.suite.difference
     if resolved.policy.claims == "population" or whole is None:
         return found
     return looks.on_suite(found, looks.exact(whole.value, found.suite.n, resolved.policy))
+
+
+def _flips(comparison: Comparison | None, left: dict[str, Table], right: dict[str, Table]) -> list[Flip]:
+    """Of the tasks that are comparable: where something else differs, a changed answer says nothing."""
+    if comparison is None:
+        return []
+    metrics = {one.task: one.metric for one in comparison.tasks if one.difference is not None}
+    before, after = ({name: table.columns for name, table in side.items()} for side in (left, right))
+    return flips.flips(before, after, metrics)
 
 
 @dataclass(frozen=True)
@@ -192,45 +207,6 @@ def items_by_task(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]
         task: Table({name: [values[place] for place in rows] for name, values in columns.items()})
         for task, rows in places.items()
     }
-
-
-def _flips(comparison: Comparison, left: dict[str, Table], right: dict[str, Table]) -> tuple[dict[str, str], ...]:
-    """Items whose correctness changed, of comparable tasks: both directions and all tasks are represented."""
-    by_kind: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for task in (row.task for row in comparison.tasks if not row.incomparable):
-        a, b = left[task].columns, right[task].columns
-        for place, (before, after) in enumerate(zip(a["correct"], b["correct"], strict=True)):
-            if (before > 0.5) != (after > 0.5):
-                way = "regressed" if before > after else "improved"
-                by_kind.setdefault((task, way), []).append(_flip(a, b, place, way))
-    return tuple(_round_robin([by_kind[key] for key in sorted(by_kind)], FLIPS_SHOWN))
-
-
-def _flip(a: dict[str, list[Any]], b: dict[str, list[Any]], place: int, way: str) -> dict[str, str]:
-    return {
-        "task": str(a["task"][place]),
-        "id": str(a["id"][place]),
-        "direction": way,
-        "prompt": str(a["prompt"][place]),
-        "right": _words(a, "right", place),
-        "baseline": _words(a, "answer", place),
-        "candidate": _words(b, "answer", place),
-    }
-
-
-def _words(columns: dict[str, list[Any]], column: str, place: int) -> str:
-    """An answer as a reader knows it: the text of the choice, not its number."""
-    value, choices = str(columns[column][place]), json.loads(columns["choices"][place] or "[]")
-    return str(choices[int(value)]).strip() if value.isdigit() and int(value) < len(choices) else value
-
-
-def _round_robin(rows: Sequence[list[dict[str, str]]], most: int) -> list[dict[str, str]]:
-    taken: list[dict[str, str]] = []
-    depth = 0
-    while len(taken) < most and any(len(row) > depth for row in rows):
-        taken += [row[depth] for row in rows if len(row) > depth]
-        depth += 1
-    return taken[:most]
 
 
 def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:

@@ -38,7 +38,7 @@ class Checkpoint(Result, frozen=True, kw_only=True):
     recipe: str
     """Name of the recipe that made it."""
     format: str
-    """As in the recipe: bf16, fp8, int4_awq, int4."""
+    """As in the recipe: a word of `FORMATS`."""
     architecture: str
     """`architectures[0]` of config.json."""
     group_size: int | None = None
@@ -82,30 +82,6 @@ class Calibrated(Result, frozen=True, kw_only=True):
     """File with what the calibrated model computed on a probe batch, for `verify`; relative to the checkpoint."""
     notes: tuple[str, ...] = ()
     """Sentences for the report: a changed group size, a resmoothing."""
-
-
-class Check(Result, frozen=True, kw_only=True):
-    """One finding of `verify`."""
-
-    name: str
-    """Short name: size, coverage, amax, input_scale, scales, metadata, reopened."""
-    passed: bool
-    """False stops the run."""
-    finding: str
-    """One sentence with the figures."""
-
-
-class Verification(Result, frozen=True, kw_only=True):
-    """The export held against what was meant and against the calibrated model."""
-
-    checks: tuple[Check, ...]
-    """All checks, passed or not."""
-    seconds: float = 0.0
-    """Wall time."""
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
 
 
 class Artifact(Result, frozen=True, kw_only=True):

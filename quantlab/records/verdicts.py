@@ -8,10 +8,12 @@ import msgspec
 
 from quantlab.records.ask import Grid, Model, Policy, Recipe, Suite
 from quantlab.records.entries import Host
+from quantlab.records.flips import Category, Flip
 from quantlab.records.jobs import Failure
 from quantlab.records.numbers import Number
-from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity, Verification
+from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity
 from quantlab.records.speed import Throughput
+from quantlab.records.verification import Verification
 
 
 class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +75,8 @@ class Comparison(Conclusion, frozen=True, kw_only=True):
     population: Number | None = None
     """With scope suite, for information: the difference with its interval for items like these beyond the suite; None
     when only a part of the suite is known, because stopping early bends that interval."""
+    categories: tuple[Category, ...] = ()
+    """Kinds of items within the tasks, the most damaged first; empty where no task names kinds."""
 
 
 class Verdict(Conclusion, frozen=True, kw_only=True):
@@ -110,8 +114,10 @@ class Candidate(Conclusion, frozen=True, kw_only=True):
     failure: Failure | None = None
     """Where it stopped."""
     failed_stage: str = ""
-    flips: tuple[dict[str, str], ...] = ()
-    """A sample of flipped items for the report: task, id, prompt, right, baseline, candidate."""
+    flips: tuple[Flip, ...] = ()
+    """Items with another answer than the baseline's, the most surprising first."""
+    flipped: int = 0
+    """How many there are in all; `flips` may hold fewer."""
     identities: dict[str, str] = {}
     """Stage -> identity in the ledger."""
 
