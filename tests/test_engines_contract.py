@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantlab.engines import Ability, GenerateRequest, ScoreRequest, Session, engine
+from quantlab.engines import Ability, GenerateRequest, ScoreRequest, Session, engine, ortgenai
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
@@ -18,8 +18,13 @@ ENGINES_HERE = [
     ("torch", "bf16", "tiny_model"),
     ("torch", "fp8", "tiny_fp8"),
     ("torch", "int4_awq", "tiny_int4_awq"),
+    ("ortgenai", "bf16", "tiny_model"),
+    ("ortgenai", "fp8", "tiny_fp8"),
+    ("ortgenai", "int4_awq", "tiny_int4_awq"),
 ]
-TOLERANCE = {"fake": 0.0, "torch": 1e-4, "trtllm": 1e-5}
+ELSEWHERE = {"ortgenai": "not installed here: `make test-ortgenai` sets its environment up and runs this"}
+"""Engine -> why it may be skipped."""
+TOLERANCE = {"fake": 0.0, "torch": 1e-4, "trtllm": 1e-5, "ortgenai": 1e-4}
 """Largest change of a log-probability with the batch. FP8 turns the last bit of a sum into a whole step of its codes,
 so it is held to the mean instead (see `same`)."""
 RNG = np.random.default_rng(5)
@@ -32,12 +37,14 @@ def artifact(name: str, format_: str, folder: Path) -> Artifact:
     )
     made = engine(name)
     assert made.supports(checkpoint, HOST) is None
-    return made.build(checkpoint, folder, EngineConfig(device="cpu"), HOST)
+    return made.build(checkpoint, folder.with_name(f"{folder.name}-{name}"), EngineConfig(device="cpu"), HOST)
 
 
 @pytest.fixture(params=ENGINES_HERE, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")
 def opened(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Session]]:
     name, format_, fixture = request.param
+    if name == "ortgenai" and ortgenai.installed() is None:
+        pytest.skip(ELSEWHERE[name])
     made = artifact(name, format_, request.getfixturevalue(fixture))
     config = EngineConfig(device="cpu", dtype="float32", max_length=128, token_budget=256)
     with engine(name).open(made, config) as session:

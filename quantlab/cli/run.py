@@ -56,6 +56,15 @@ def options(function: F) -> F:
             click.option(
                 "--flow", type=click.Choice(["auto", "engine", "pytorch"]), default="auto", help="TensorRT-LLM's."
             ),
+            click.option(
+                "--head",
+                type=click.Choice(["keep", "int8", "int4"]),
+                default="keep",
+                help="Output head, ortgenai int4.",
+            ),
+            click.option(
+                "--activations", type=click.Choice(["keep", "int8"]), default="keep", help="Inputs of ortgenai's int4."
+            ),
             click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: all cores."),
             click.option("--seed", type=int, default=0, show_default=True),
             click.option("--ledger", help="Run folder; default $QUANTLAB_LEDGER or ./runs."),
@@ -111,6 +120,7 @@ def _go(words: dict[str, Any], stages: tuple[str, ...] | None) -> None:
     as_json, dry, gate = words.pop("as_json"), words.pop("dry_run"), words.pop("gate")
     ledger = Ledger(words.pop("ledger"))
     names = {"device": "device", "dtype": "dtype", "tp": "tensor_parallel", "pp": "pipeline_parallel", "flow": "flow"}
+    names |= {"head": "head", "activations": "activations"}
     config = EngineConfig(**{field: words.pop(word) for word, field in names.items()})
     ask = pipeline.Ask(**words, config=config, stages=stages or pipeline.ask.STAGES)
     if dry:

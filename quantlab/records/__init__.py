@@ -36,6 +36,7 @@ from quantlab.records.jobs import (
     VerifyJob,
 )
 from quantlab.records.numbers import Number, Provenance, digest, encode
+from quantlab.records.onnx import OnnxJob, OnnxModel, Provider
 from quantlab.records.results import (
     Accuracy,
     Artifact,
@@ -84,10 +85,13 @@ __all__ = [
     "MeasureJob",
     "Model",
     "Number",
+    "OnnxJob",
+    "OnnxModel",
     "Percentiles",
     "Policy",
     "Power",
     "Provenance",
+    "Provider",
     "QuantizerOverride",
     "Recipe",
     "Reference",
