@@ -17,17 +17,15 @@ This file imports no SDK: the plan asks it before any work starts. The session l
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from quantlab.engines import Ability, Session
 from quantlab.errors import BadInput, Broken, NoAccess, Refused
-from quantlab.formats.onnx_model import damage, known, usable
+from quantlab.formats.onnx_model import PROTOCOL, damage, known, placeless, usable
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host, OnnxJob, OnnxModel, Provider
 
 PACKAGES: dict[str, Provider] = {
@@ -72,19 +70,30 @@ class OrtGenaiEngine:
             return "simulated"
         return "emulated" if checkpoint.format == "fp8" else "native"
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any] | None:
+        job = job_of(checkpoint, Path(), config)
+        return {
+            "protocol": PROTOCOL,
+            "provider": job.provider,
+            "dtype": job.dtype,
+            "head": job.head,
+            "activations": job.activations,
+        }
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
-        """Write the ONNX model below `into`, in a child process; one that is there, whole and the same, is taken.
+        """Write the ONNX model `into`; one that is there, whole and the same, is taken. Needs numpy and onnx.
 
         Raises:
             BadInput: a device that ONNX Runtime has no provider for.
+            NoAccess: the package onnx is not installed.
             Refused: a model, format or type that the graph does not compute.
             Broken: a checkpoint that is not whole.
         """
         job = job_of(checkpoint, into, config)
-        model = usable(Path(job.into), job) or _written(job)
+        model = usable(into, job) or _written(job)
         return Artifact(
             engine=self.name,
-            path=job.into,
+            path=str(into),
             checkpoint=checkpoint,
             numerics=self.numerics(checkpoint, host),
             engine_version=f"{self.version()}, {_said(job, checkpoint)}",
@@ -101,9 +110,10 @@ class OrtGenaiEngine:
         if problem := damage(Path(artifact.path), model):
             raise Broken(problem, place=artifact.path, cure="Delete the folder and start again.")
         asked = job_of(artifact.checkpoint, Path(artifact.path), config)
-        if (asked.provider, asked.dtype) != (model.job.provider, model.job.dtype):
+        if placeless(asked) != model.job:
             raise Refused(
-                f"built for {model.job.provider} in {model.job.dtype}, not for {asked.provider} in {asked.dtype}.",
+                f"built for {model.job.provider} {model.job.dtype}, head {model.job.head}, activations "
+                f"{model.job.activations}, or from another checkpoint.",
                 place=artifact.path,
                 cure="Build the artifact again.",
             )
@@ -140,7 +150,7 @@ def provider_of(device: str) -> Provider:
 
 
 def job_of(checkpoint: Checkpoint, into: Path, config: EngineConfig) -> OnnxJob:
-    """What `build` writes for these choices, each in a folder of its own below `into`.
+    """What `build` writes for these choices.
 
     Choices about int4 do not touch other formats: the baseline stays one.
 
@@ -152,7 +162,7 @@ def job_of(checkpoint: Checkpoint, into: Path, config: EngineConfig) -> OnnxJob:
     head, activations = (config.head, config.activations) if int4 else ("keep", "keep")
     return OnnxJob(
         source=checkpoint.path,
-        into=str((into / f"{provider}-{dtype}-{head}-{activations}").absolute()),
+        into=str(into.absolute()),
         digest=checkpoint.digest,
         provider=provider,
         dtype=dtype,
@@ -192,10 +202,10 @@ def _model(checkpoint: Checkpoint) -> str | None:
 
 
 def _written(job: OnnxJob) -> OnnxModel:
-    """Made by a child; its folder stays when it fails: the log lies there."""
-    from quantlab import child
-
-    folder = Path(tempfile.mkdtemp(prefix="quantlab-onnx-"))
-    made: OnnxModel = child.run("onnx", job, workdir=folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return made
+    try:
+        from quantlab.formats.onnx_export import export
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise NoAccess("building needs the package onnx.", place="engine ortgenai", cure=INSTALL) from None
+    return export(job)

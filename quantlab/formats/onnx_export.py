@@ -163,7 +163,7 @@ def _notes(job: OnnxJob, quantization: Quantization, linears: Linears) -> list[s
         notes.append("scales rounded to float16 (up to 0.05 % each).")
     if int4 and job.dtype == "bfloat16":
         notes.append("scales rounded to bfloat16 (up to 0.4 % each).")
-    if int4 and job.head != "keep":
+    if job.head != "keep":
         notes.append(f"the output head is rounded to {job.head}, too, without calibration (--head {job.head}).")
     if int4 and job.activations == "int8":
         notes.append("inputs of int4 layers are rounded to int8 in the product (--activations int8).")
