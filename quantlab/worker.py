@@ -52,7 +52,7 @@ TASKS: dict[str, tuple[str, type[Spec], Any]] = {
     "calibrate": ("quantlab.calibrate.modelopt:run", CalibrateJob, Calibrated),
     "verify": ("quantlab.calibrate.verify:run", VerifyJob, Verification),
     "measure": ("quantlab.measure.run:run", MeasureJob, dict),
-    "onnx": ("quantlab.formats.onnx_export:run", OnnxJob, OnnxModel),
+    "onnx": ("quantlab.formats.onnx_model:run", OnnxJob, OnnxModel),
     "convert": ("quantlab.formats.convert:run", ConvertJob, Converted),
 }
 """task -> ("module:function", type of the spec, type of the record)."""

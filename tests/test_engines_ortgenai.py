@@ -203,6 +203,17 @@ def test_a_long_sequence_is_fed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(np.array_equal(a.logprobs, b.logprobs) for a, b in zip(pieces, whole, strict=True))
 
 
+def test_building_without_the_package_onnx_says_what_to_install(
+    installed: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed("onnxruntime-genai", "0.18.0")
+    for name in [name for name in sys.modules if name.startswith("quantlab.formats.onnx_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(NoAccess, match="package onnx"):
+        engine("ortgenai").build(checkpoint(tmp_path), tmp_path / "x", CPU, HOST)
+
+
 def test_its_environment_takes_what_quantlab_is_tested_with() -> None:
     root = Path(__file__).resolve().parent.parent
 

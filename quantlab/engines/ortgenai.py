@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from quantlab.engines import Ability, Session
 from quantlab.errors import BadInput, Broken, NoAccess, Refused
-from quantlab.formats.onnx_model import PROTOCOL, damage, known, placeless, usable
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Host, OnnxJob, OnnxModel, Provider
+from quantlab.formats.onnx_model import PROTOCOL, damage, known, placeless, write
+from quantlab.records import Artifact, Checkpoint, EngineConfig, Host, OnnxJob, Provider
 
 PACKAGES: dict[str, Provider] = {
     "onnxruntime-genai-cuda": "cuda",
@@ -90,7 +90,7 @@ class OrtGenaiEngine:
             Broken: a checkpoint that is not whole.
         """
         job = job_of(checkpoint, into, config)
-        model = usable(into, job) or _written(job)
+        model = write(job)
         return Artifact(
             engine=self.name,
             path=str(into),
@@ -199,13 +199,3 @@ def _model(checkpoint: Checkpoint) -> str | None:
     if checkpoint.kv_cache != "none":
         return "engine ortgenai has no FP8 key/value cache. Calibrate without kv_cache, or use engine torch."
     return None
-
-
-def _written(job: OnnxJob) -> OnnxModel:
-    try:
-        from quantlab.formats.onnx_export import export
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        raise NoAccess("building needs the package onnx.", place="engine ortgenai", cure=INSTALL) from None
-    return export(job)

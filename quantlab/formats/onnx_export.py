@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -21,9 +21,6 @@ from quantlab.formats.onnx_llama import Sizes, sizes, write_graph
 from quantlab.formats.onnx_model import CONFIG, PROTOCOL, RECORD, known, placeless, usable
 from quantlab.formats.quantization import Quantization, read_quantization
 from quantlab.records import OnnxJob, OnnxModel, encode
-
-if TYPE_CHECKING:
-    from quantlab.worker import Reporter
 
 DTYPES = {
     "cpu": ("float32",),
@@ -43,14 +40,6 @@ UNFUSED = {"session.disable_quant_qdq": "1"}
 """For emulated FP8: Q and DQ stay where they are, and the weights' DQ is folded when the model is loaded."""
 _OWN = ("config.json", "hf_quant_config.json", "quant_cfg.json")
 _LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
-
-
-def run(spec: OnnxJob, reporter: Reporter) -> OnnxModel:
-    """The task "onnx" of a child process."""
-    reporter.progress("onnx", 0, 1, "writing the graph")
-    made = export(spec)
-    reporter.progress("onnx", 1, 1)
-    return made
 
 
 def export(job: OnnxJob) -> OnnxModel:

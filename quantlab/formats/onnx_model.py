@@ -1,4 +1,4 @@
-"""What lies beside an ONNX model that quantlab wrote, read without an SDK: the parent process and the session ask it.
+"""What lies beside an ONNX model that quantlab wrote, read without an SDK, and the door to writing one.
 
 A model whose data file broke off opens without complaint where the missing bytes are mapped late, so the size of every
 file is part of the record and is looked at each time.
@@ -7,10 +7,15 @@ file is part of the record and is looked at each time.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from quantlab.errors import NoAccess
 from quantlab.records import OnnxJob, OnnxModel
+
+if TYPE_CHECKING:
+    from quantlab.worker import Reporter
 
 RECORD, CONFIG = "quantlab_onnx.json", "genai_config.json"
 PROTOCOL = 1
@@ -39,6 +44,32 @@ def usable(folder: Path, job: OnnxJob) -> OnnxModel | None:
     model = known(folder)
     fits = model is not None and (model.job, model.protocol) == (placeless(job), PROTOCOL)
     return model if model is not None and fits and not damage(folder, model) else None
+
+
+def run(spec: OnnxJob, reporter: Reporter) -> OnnxModel:
+    """The task "onnx" of a child process."""
+    reporter.progress("onnx", 0, 1, "writing the model")
+    made = write(spec)
+    reporter.progress("onnx", 1, 1)
+    return made
+
+
+def write(job: OnnxJob) -> OnnxModel:
+    """The model that `job` asks for; one that is there already, whole and the same, is taken as it is.
+
+    Raises:
+        NoAccess: the package onnx is not installed. All else as `onnx_export.export`.
+    """
+    if (found := usable(Path(job.into), job)) is not None:
+        return found
+    try:
+        from quantlab.formats.onnx_export import export
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        cure = "pip install -c environments/ortgenai.txt onnx"
+        raise NoAccess("the package onnx is not installed in this Python.", place="ONNX", cure=cure) from None
+    return export(job)
 
 
 def placeless(job: OnnxJob) -> OnnxJob:
