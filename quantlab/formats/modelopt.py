@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from quantlab.errors import Broken
+from quantlab.formats.declared import Quantization, read_quantization
 from quantlab.formats.packing import pack_codes, pack_int4, unpack_codes, unpack_int4
-from quantlab.formats.quantization import Quantization, read_quantization
 from quantlab.formats.tensors import Tensors
 
 __all__ = [

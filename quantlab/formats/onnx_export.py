@@ -15,13 +15,15 @@ import msgspec
 
 from quantlab import weights
 from quantlab.errors import BadInput, Refused
+from quantlab.formats.declared import Quantization, read_quantization
 from quantlab.formats.onnx_file import DATA, MODEL, OnnxFile
 from quantlab.formats.onnx_linear import Linears
 from quantlab.formats.onnx_llama import Sizes, sizes, write_graph
 from quantlab.formats.onnx_model import CONFIG, PROTOCOL, RECORD, known, placeless, usable
-from quantlab.formats.quantization import Quantization, read_quantization
 from quantlab.records import OnnxJob, OnnxModel, encode
 
+ALGORITHMS = (None, "FP8", "W4A16_AWQ", "W4A16")
+"""Values of quant_algo that the graph computes."""
 DTYPES = {
     "cpu": ("float32",),
     "cuda": ("float16", "bfloat16"),
@@ -81,6 +83,8 @@ def require_known(quantization: Quantization, job: OnnxJob) -> None:
     if job.dtype not in DTYPES[job.provider]:
         can = " or ".join(DTYPES[job.provider])
         raise Refused(f"ONNX Runtime's {job.provider} computes {can} here.", place=f"dtype {job.dtype}")
+    if quantization.algorithm not in ALGORITHMS:
+        raise Refused(f"the graph has no {quantization.algorithm}.", place=job.source, cure="Use engine torch.")
     if quantization.kv_cache is not None:
         raise Refused("the graph has no FP8 key/value cache.", place=job.source, cure="Calibrate without kv_cache.")
     if quantization.algorithm == "FP8" and job.provider != "cpu":

@@ -19,9 +19,9 @@ import numpy as np
 
 from quantlab.errors import Broken, Refused
 from quantlab.formats.arrays import PLAIN, Arrays, Stored
+from quantlab.formats.declared import Quantization
 from quantlab.formats.onnx_blocks import block_of, narrowed, round_to, unpack_modelopt
 from quantlab.formats.onnx_file import KINDS, MICROSOFT, OnnxFile
-from quantlab.formats.quantization import Quantization
 from quantlab.records import OnnxJob
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

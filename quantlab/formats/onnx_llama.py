@@ -27,10 +27,10 @@ import numpy as np
 from quantlab import weights
 from quantlab.errors import Broken, Refused
 from quantlab.formats.arrays import PLAIN, Arrays, Stored
+from quantlab.formats.declared import Quantization
 from quantlab.formats.onnx_file import MICROSOFT, OnnxFile, value
 from quantlab.formats.onnx_linear import Linears
 from quantlab.formats.onnx_rope import caches
-from quantlab.formats.quantization import Quantization
 from quantlab.records import OnnxJob
 
 HEAD_MULTIPLE = 16
