@@ -13,9 +13,7 @@ from quantlab.records import Cell, Throughput
 
 
 def main(folders: list[Path]) -> None:
-    print(
-        "| machine | recipe | batch | decode tokens/s [min, max] | x bf16 | TTFT ms | TPOT ms | bandwidth share | varies | J a token | W | held down |"
-    )
+    print("| machine | recipe | batch | decode tokens/s [min, max] | x bf16 | TTFT ms | TPOT ms | bandwidth share | varies | J a token | W | held down |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for folder in folders:
         ledger = Ledger(folder)
