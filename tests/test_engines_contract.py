@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
 HOST = Host(system="test", python="3.11", cpu="test", cores=2, memory_bytes=2**33)
+EXACT = EngineConfig(device="cpu", activations="keep")
 ENGINES_HERE = [
     ("fake", "bf16", "tiny_model"),
     ("torch", "bf16", "tiny_model"),
@@ -37,7 +39,7 @@ def artifact(name: str, format_: str, folder: Path) -> Artifact:
     )
     made = engine(name)
     assert made.supports(checkpoint, HOST) is None
-    return made.build(checkpoint, folder.with_name(f"{folder.name}-{name}"), EngineConfig(device="cpu"), HOST)
+    return made.build(checkpoint, folder.with_name(f"{folder.name}-{name}"), EXACT, HOST)
 
 
 @pytest.fixture(params=ENGINES_HERE, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")
@@ -46,7 +48,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Session]]
     if name == "ortgenai" and ortgenai.installed() is None:
         pytest.skip(ELSEWHERE[name])
     made = artifact(name, format_, request.getfixturevalue(fixture))
-    config = EngineConfig(device="cpu", dtype="float32", max_length=128, token_budget=256)
+    config = msgspec.structs.replace(EXACT, dtype="float32", max_length=128, token_budget=256)
     with engine(name).open(made, config) as session:
         yield name, format_, session
 

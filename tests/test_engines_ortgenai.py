@@ -24,7 +24,7 @@ from quantlab.records import Artifact, Checkpoint, EngineConfig, Gpu, Host, Onnx
 
 HOST = Host(system="test", python="3.11", cpu="test", cores=2, memory_bytes=2**33)
 RNG = np.random.default_rng(17)
-CPU = EngineConfig(device="cpu")
+CPU = EngineConfig(device="cpu", activations="keep")
 
 
 def checkpoint(folder: Path | str = "x", format_: str = "bf16", **more: Any) -> Checkpoint:
@@ -117,6 +117,8 @@ def test_choices_about_int4_leave_the_baseline_alone() -> None:
     int4 = ortgenai.job_of(checkpoint(format_="int4_awq"), Path("x"), asked)
     assert (baseline.head, baseline.activations, baseline.dtype) == ("keep", "keep", "float32")
     assert (int4.head, int4.activations, int4.dtype) == ("int4", "int8", "float32")
+    auto = [ortgenai.job_of(checkpoint(format_="int4"), Path(), EngineConfig(device=d)) for d in ("cpu", "cuda")]
+    assert [job.activations for job in auto] == ["int8", "keep"]
     assert ortgenai.job_of(checkpoint(), Path("x"), EngineConfig(device="cuda")).dtype == "float16"
     assert engine("ortgenai").builds(checkpoint(format_="int4_awq"), asked) != engine("ortgenai").builds(  # type: ignore[attr-defined]
         checkpoint(format_="int4_awq"), CPU
@@ -142,7 +144,7 @@ def test_a_folder_that_is_not_whole_or_other_is_not_opened(tmp_path: Path) -> No
         opened()
     (tmp_path / "model.onnx.data").write_bytes(b"123456789")
     with pytest.raises(Refused, match="built for cpu float32, head keep"):
-        opened(EngineConfig(device="cpu", head="int8"))
+        opened(EngineConfig(device="cpu", head="int8", activations="keep"))
 
 
 class _Walker:
@@ -242,7 +244,7 @@ def session(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     artifact = made.build(checkpoint(tiny_model), into, CPU, HOST)
     assert artifact.path == str(into)
     assert artifact.engine_version.endswith(", cpu float32")
-    with made.open(artifact, EngineConfig(device="cpu", max_length=64)) as opened:
+    with made.open(artifact, msgspec.structs.replace(CPU, max_length=64)) as opened:
         yield opened
 
 

@@ -56,15 +56,6 @@ def options(function: F) -> F:
             click.option(
                 "--flow", type=click.Choice(["auto", "engine", "pytorch"]), default="auto", help="TensorRT-LLM's."
             ),
-            click.option(
-                "--head",
-                type=click.Choice(["keep", "int8", "int4"]),
-                default="keep",
-                help="Output head, ortgenai int4.",
-            ),
-            click.option(
-                "--activations", type=click.Choice(["keep", "int8"]), default="keep", help="Inputs of ortgenai's int4."
-            ),
             click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: all cores."),
             click.option("--seed", type=int, default=0, show_default=True),
             click.option("--ledger", help="Run folder; default $QUANTLAB_LEDGER or ./runs."),
@@ -74,7 +65,18 @@ def options(function: F) -> F:
         )
     ):
         function = option(function)
-    return function
+    return _choices(function)
+
+
+def _choices(function: F) -> F:
+    """What trades accuracy of an int4 checkpoint for speed in engine ortgenai."""
+    head, inputs = click.Choice(["keep", "int8", "int4"]), click.Choice(["auto", "keep", "int8"])
+    function = click.option("--activations", type=inputs, default="auto", help="Inputs of int4 layers, ortgenai.")(
+        function
+    )
+    return click.option("--head", type=head, default="keep", help="Output head of int4 checkpoints, ortgenai.")(
+        function
+    )
 
 
 @click.command()

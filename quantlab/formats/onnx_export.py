@@ -157,9 +157,10 @@ def _notes(job: OnnxJob, quantization: Quantization, linears: Linears) -> list[s
     if int4 and job.dtype == "bfloat16":
         notes.append("scales rounded to bfloat16 (up to 0.4 % each).")
     if job.head != "keep":
-        notes.append(f"the output head is rounded to {job.head}, too, without calibration (--head {job.head}).")
+        inputs = " and takes int8 inputs" if (job.head, job.provider) == ("int8", "cpu") else ""
+        notes.append(f"the output head is rounded to {job.head}, too, without calibration{inputs} (--head {job.head}).")
     if int4 and job.activations == "int8":
-        notes.append("inputs of int4 layers are rounded to int8 in the product (--activations int8).")
+        notes.append("inputs of int4 layers are rounded to int8 in the product (--activations keep is exact).")
     if quantization.algorithm == "FP8":
         notes.append(f"FP8 emulated: {linears.quantized} layers with true E4M3 rounding, products in {job.dtype}.")
     return notes
