@@ -39,6 +39,8 @@ from quantlab.records import (
     Event,
     FetchJob,
     MeasureJob,
+    OnnxJob,
+    OnnxModel,
     Verification,
     VerifyJob,
     Weights,
@@ -54,6 +56,7 @@ TASKS: dict[str, tuple[str, type[Spec], Any]] = {
     "ask": ("quantlab.engines.building:ask", AskJob, Asked),
     "build": ("quantlab.engines.building:build", BuildJob, Artifact),
     "measure": ("quantlab.measure.run:run", MeasureJob, dict),
+    "onnx": ("quantlab.formats.onnx_model:run", OnnxJob, OnnxModel),
     "convert": ("quantlab.formats.convert:run", ConvertJob, Converted),
 }
 """task -> ("module:function", type of the spec, type of the record)."""

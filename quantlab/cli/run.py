@@ -70,7 +70,18 @@ def options(function: F) -> F:
         )
     ):
         function = option(function)
-    return function
+    return _choices(function)
+
+
+def _choices(function: F) -> F:
+    """What trades accuracy of an int4 checkpoint for speed in engine ortgenai."""
+    head, inputs = click.Choice(["keep", "int8", "int4"]), click.Choice(["auto", "keep", "int8"])
+    function = click.option("--activations", type=inputs, default="auto", help="Inputs of int4 layers, ortgenai.")(
+        function
+    )
+    return click.option("--head", type=head, default="keep", help="Output head of int4 checkpoints, ortgenai.")(
+        function
+    )
 
 
 def claim(function: F) -> F:
@@ -137,6 +148,7 @@ def _go(words: dict[str, Any], stages: tuple[str, ...] | None) -> None:
     as_json, dry, gate = words.pop("as_json"), words.pop("dry_run"), words.pop("gate")
     ledger = Ledger(words.pop("ledger"))
     names = {"device": "device", "dtype": "dtype", "tp": "tensor_parallel", "pp": "pipeline_parallel", "flow": "flow"}
+    names |= {"head": "head", "activations": "activations"}
     config = EngineConfig(**{field: words.pop(word) for word, field in names.items()})
     ask = pipeline.Ask(**words, config=config, stages=stages or pipeline.ask.STAGES)
     if dry:

@@ -29,6 +29,7 @@ ENGINES: dict[str, str] = {
     "fake": "quantlab.engines.fake:FakeEngine",
     "trtllm": "quantlab.engines.trtllm:TrtllmEngine",
     "vllm": "quantlab.engines.vllm:VllmEngine",
+    "ortgenai": "quantlab.engines.ortgenai:OrtGenaiEngine",
 }
 """name -> "module:class"."""
 

@@ -42,6 +42,7 @@ from quantlab.records.jobs import (
     VerifyJob,
 )
 from quantlab.records.numbers import Number, Provenance, digest, encode
+from quantlab.records.onnx import OnnxJob, OnnxModel, Provider
 from quantlab.records.published import Published, PublishedScore
 from quantlab.records.results import (
     Accuracy,
@@ -96,10 +97,13 @@ __all__ = [
     "MeasureJob",
     "Model",
     "Number",
+    "OnnxJob",
+    "OnnxModel",
     "Percentiles",
     "Policy",
     "Power",
     "Provenance",
+    "Provider",
     "Published",
     "PublishedScore",
     "QuantizerOverride",
