@@ -16,7 +16,7 @@ lm-eval owns tasks, prompts, filters and metrics; this file only answers "how li
   and the candidate of Tuesday would get different prompts; the template's own fallback date is passed
   instead.
 
-Requests go out in blocks, longest first (running out of memory shows at once), equal contexts side by side so
+Requests go out in blocks, the longest first (running out of memory shows at once), what shares a beginning side by side so
 that a session can score a context once. Blocks are a function of the requests alone; see journal.py.
 """
 
