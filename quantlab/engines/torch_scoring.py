@@ -24,8 +24,8 @@ from quantlab.engines import Score, ScoreRequest
 from quantlab.engines.torch_packing import Paths, Tree, Trunk, batches, mask, plan, rows
 
 _LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**25}
-"""Numbers in one slice of logits: 32 MB in float32 on a CPU, 128 MB on a GPU. The softmax reads a slice several times, which
-on a CPU is as slow as the product itself once it comes from memory (1.9 instead of 1.4 ms a position with SmolLM2)."""
+"""Numbers in one slice of logits: 32 MB in float32 on a CPU, 128 MB on a GPU. The softmax reads a slice several times,
+which on a CPU costs nearly as much as the product once it comes from memory (SmolLM2: 1.9, not 1.4 ms a position)."""
 
 
 class TrunkCache(DynamicCache):  # type: ignore[misc]
