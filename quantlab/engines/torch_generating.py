@@ -7,8 +7,8 @@ device has finished (kernels are queued on a GPU), and count from the moment of 
 Prompts of unequal length are padded on the left, hidden by a mask, with positions counted without the padding.
 
 A batch that throughput times (every sequence of the asked length) is left as it is. Where sequences may stop, two
-things are saved, and only last bits of sums change: what all prompts share (few-shot examples) runs once, its keys and values are
-handed to every row, and rows that have stopped leave the batch.
+things are saved, and only last bits of sums change: what all prompts share (few-shot examples) runs once, its keys and
+values are handed to every row, and rows that have stopped leave the batch.
 """
 
 from __future__ import annotations
