@@ -104,7 +104,7 @@ class Generator:
                 running = []
         return first
 
-    def _begin(self, prompts: Sequence[Sequence[int]]) -> DynamicCache:
+    def _begin(self, prompts: Sequence[tuple[int, ...]]) -> DynamicCache:
         """Keys and values of what all prompts share, for every row; empty where that saves too little."""
         cache = DynamicCache()
         shared = _shared(prompts)
@@ -147,7 +147,7 @@ class Generator:
         return any(word in tail for word in row.request.stop)
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> int:
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
     """Length of the common prefix; the last token of a prompt is never in it, because it predicts."""
     first, last = min(prompts), max(prompts)
     longest = min(map(len, prompts)) - 1
@@ -162,7 +162,7 @@ class _Batch:
     """
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], device: torch.device, cache: DynamicCache | None = None
+        self, prompts: Sequence[tuple[int, ...]], device: torch.device, cache: DynamicCache | None = None
     ) -> None:
         # A cache of transformers without layers is false in a condition, so None is asked for by name.
         self.cache = DynamicCache() if cache is None else cache
