@@ -16,8 +16,9 @@ lm-eval owns tasks, prompts, filters and metrics; this file only answers "how li
   and the candidate of Tuesday would get different prompts; the template's own fallback date is passed
   instead.
 
-Requests go out in blocks, longest first (running out of memory shows at once), equal contexts side by side so
-that a session can score a context once. Blocks are a function of the requests alone; see journal.py.
+Requests go out in blocks, the longest first (running out of memory shows at once), with what shares a
+beginning side by side, so that a session can compute it once. Blocks are a function of the requests alone;
+see journal.py.
 """
 
 from __future__ import annotations

@@ -43,8 +43,17 @@ def sent(context: tuple[int, ...], continuation: tuple[int, ...], bos: int | Non
 
 
 def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[list[ScoreRequest]]:
-    """Each different request once: longest contexts first, equal contexts never apart."""
-    ordered = sorted(set(asks), key=lambda ask: (-len(ask.context), ask.context, ask.continuation))
+    """Each different request once, equal contexts never apart; the block with the longest context comes first.
+
+    Cut in the order of the tokens themselves, so that contexts with the same shots lie side by side: ordered by length,
+    a task whose subjects have different shots would start all of them anew in every block.
+    """
+    blocks = _cut(sorted(set(asks), key=lambda ask: (ask.context, ask.continuation)), PASSES * token_budget)
+    return iter(sorted(blocks, key=lambda block: -max(len(ask.context) for ask in block)))
+
+
+def _cut(ordered: Sequence[ScoreRequest], most: int) -> Iterator[list[ScoreRequest]]:
+    """Blocks of at most so many tokens that are not shared; a larger context is a block of its own."""
     block: list[ScoreRequest] = []
     tokens = 0
     before: tuple[int, ...] = ()
@@ -52,7 +61,7 @@ def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[li
         same = list(group)
         fresh = len(context) + sum(len(ask.continuation) for ask in same)
         cost = fresh - _shared(before, context)
-        if block and tokens + cost > PASSES * token_budget:
+        if block and tokens + cost > most:
             yield block
             block, tokens, cost = [], 0, fresh
         block += same
