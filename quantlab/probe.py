@@ -40,7 +40,7 @@ try:
             try:
                 found[package] = version(package)
             except PackageNotFoundError:
-                pass
+                continue  # absent: the caller asked which are here
         import quantlab.worker
 except Exception as error:
     fault = "%s: %s" % (type(error).__name__, error)
