@@ -10,10 +10,10 @@ EXTRAS ?= test
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-ortgenai lint bench clean
 
 help:
-	@sed -n '2,3p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"
+	@sed -n '2,3p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"; echo "  make test-ortgenai  the tests of engine ortgenai, in an environment of their own"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "quantlab needs Python 3.11 or 3.12: install one, or set PYTHON=/path/to/python"; exit 2; }
@@ -32,6 +32,12 @@ demo: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
 
+# Needs what it installs, and Python 3.11 or 3.12. CI does not run it.
+test-ortgenai:
+	test -x .venv-ortgenai/bin/python || $(PYTHON) -m venv .venv-ortgenai
+	.venv-ortgenai/bin/python -m pip install --quiet -c constraints.txt -c environments/ortgenai.txt onnxruntime-genai onnx --editable '.[test]'
+	OMP_NUM_THREADS=1 .venv-ortgenai/bin/python -m pytest tests/test_engines_contract.py tests/test_engines_ortgenai.py tests/test_formats_onnx.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +50,4 @@ bench: setup
 	$(BIN)/python benchmarks/by_hand.py --tasks ql_facts
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ortgenai dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

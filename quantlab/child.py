@@ -8,6 +8,8 @@ different environments.
     workdir/result.json   the record or the Failure, written by the child
     workdir/log.txt       everything the SDKs print, of the last attempt
 
+Another interpreter, or a container, is a prefix of words before `-m quantlab.worker`; launch.py says which.
+
 The child leads its own session, so that Ctrl-C in the terminal reaches the parent alone and the parent ends
 the child's whole group, grandchildren included. POSIX only (Linux, macOS, WSL).
 
@@ -19,16 +21,17 @@ hyperthreads share the one vector unit a matrix product needs.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from quantlab import disk
+from quantlab import disk, launch
 from quantlab.errors import BadInput, Interrupted, QuantlabError, StageFailed
 from quantlab.failures import death_of, error_of, oom_kills, redact
 from quantlab.host import physical_cores
@@ -43,6 +46,8 @@ POLL_SECONDS = 0.2
 """How often a silent child is looked at, in case a grandchild keeps its pipe open."""
 GRACE_SECONDS = 2.0
 """Between SIGTERM and SIGKILL."""
+NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.ENOEXEC, errno.ELOOP)
+"""Error numbers of a file that is no program of this machine."""
 LINGER_SECONDS = 10.0
 """A child that has its result and hangs in an SDK's teardown is waited for this long at most twice."""
 
@@ -59,7 +64,7 @@ def run(
     *,
     workdir: Path,
     threads: int = 0,
-    interpreter: str | None = None,
+    command: Sequence[str] = (),
     on_event: Callable[[Event], None] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Any:
@@ -70,7 +75,7 @@ def run(
         spec: the task's spec.
         workdir: folder of this job. One process at a time may use it: hold the ledger's lock.
         threads: for OpenMP and MKL; 0 leaves it to `thread_policy`.
-        interpreter: another Python in which quantlab is installed; None is this one.
+        command: what stands before Python's arguments, for another Python or a container; empty is this Python.
         on_event: called in this thread for each Event. If it raises, the child is ended.
         env: variables on top of everything else.
 
@@ -79,11 +84,13 @@ def run(
         StageFailed: the child died without an answer.
         Interrupted: Ctrl-C; the child's process group has ended.
         LedgerProblem: the work folder cannot be written.
-        BadInput: the interpreter does not exist, or a secret stands in the spec.
+        BadInput: the command cannot be started, or a secret stands in the spec.
     """
     attempt = _prepare(task, spec, workdir)
     log, kills = workdir / "log.txt", oom_kills()
-    process = _start(interpreter or sys.executable, workdir, _environment(threads, env))
+    variables = environment(command, workdir, threads, env)
+    words = launch.expanded(command, msgspec.to_builtins(spec), workdir, variables) or [sys.executable]
+    process = _start(words, workdir, variables)
     code = _supervise(process, on_event, workdir)
     answer = _read(workdir / "result.json", attempt)
     if answer is None:
@@ -115,13 +122,15 @@ def thread_policy(threads: int = 0) -> dict[str, str]:
     return {name: ours if name in counts else os.environ.get(name, ours) for name, ours in policy.items()}
 
 
-def _environment(threads: int, env: Mapping[str, str] | None) -> dict[str, str]:
-    """This process's environment, the policy, and the way to a quantlab that runs from a checkout."""
+def environment(
+    command: Sequence[str], workdir: Path, threads: int = 0, env: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """This process's environment, the thread policy, and the way to this very quantlab; `env` on top."""
     result = {**os.environ, **thread_policy(threads)}
-    root = Path(__file__).resolve().parents[1]
-    # Never a site-packages: it would put this environment's torch before the other interpreter's own.
-    if root.name not in ("site-packages", "dist-packages"):
-        result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    if path := launch.python_path(command, workdir):
+        result["PYTHONPATH"] = path
+    if launch.in_container(command):
+        result[launch.WATCHED] = "1"
     return {**result, **(env or {})}
 
 
@@ -140,18 +149,20 @@ def _prepare(task: str, spec: Spec, workdir: Path) -> str:
     return attempt
 
 
-def _start(interpreter: str, workdir: Path, environment: dict[str, str]) -> Popen[bytes]:
+def _start(words: Sequence[str], workdir: Path, variables: dict[str, str]) -> Popen[bytes]:
     from subprocess import PIPE, Popen
 
     # -P: a file called datasets.py in the user's folder must not be taken for the package.
-    command = [interpreter, "-P", "-m", "quantlab.worker", str(workdir.absolute())]
+    command = [*words, "-P", "-m", "quantlab.worker", str(workdir.absolute())]
     with (workdir / "log.txt").open("ab") as log:
         try:
-            return Popen(command, stdin=PIPE, stdout=PIPE, stderr=log, env=environment, start_new_session=True)
-        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            return Popen(command, stdin=PIPE, stdout=PIPE, stderr=log, env=variables, start_new_session=True)
+        except OSError as error:
+            if error.errno not in NO_PROGRAM:
+                raise
             raise BadInput(
                 f"no Python can be started there: {error.strerror}.",
-                place=interpreter,
+                place=words[0],
                 cure="Give the path of the environment's bin/python.",
             ) from error
 

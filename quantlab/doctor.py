@@ -7,7 +7,6 @@ in a process of its own, the hub in a thread that may be left behind. The slow o
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Literal
 
 import msgspec
 
-from quantlab import disk, host
+from quantlab import disk, host, places, probe
 from quantlab.child import thread_policy
+from quantlab.engines.sdks import fits, numbers
 from quantlab.records import Gpu
 
 PYTHON = ((3, 11), (3, 13))
@@ -33,9 +33,6 @@ SUPPORTED: dict[str, tuple[str, str]] = {
     "numpy": ("2.0", ""),
 }
 """Core package -> (first version that fits, first that does not, empty for open); as in pyproject.toml."""
-
-ENGINES = {"trtllm": "tensorrt-llm", "vllm": "vllm", "onnxruntime-genai": "onnxruntime-genai"}
-"""Optional engine -> its package."""
 
 FORMATS = ((8.0, "INT4-AWQ"), (8.9, "FP8"), (10.0, "NVFP4"))
 """Compute capability from which a GPU computes a format with its own units."""
@@ -62,7 +59,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def doctor(ledger: Path | None = None) -> tuple[Finding, ...]:
-    """Look at everything, in the order of a report. Takes as long as importing torch once.
+    """Look at everything, in the order of a report. Takes as long as importing torch once, and as long as the slowest
+    engine that was given a place of its own takes to start.
 
     Args:
         ledger: folder whose disk is looked at; None is the one that a run would take.
@@ -113,26 +111,13 @@ def _packages() -> Iterator[Finding]:
             yield Finding(name=name, state="warn", found=f"{found[name]}, tested with {wanted}", cure=cure)
 
 
-def fits(version: str, low: str, high: str) -> bool:
-    """Is low <= version < high, number by number? "2.13.0+cpu" is 2.13.0; an empty `high` is open."""
-    number = _numbers(version)
-    return number >= _numbers(low) and (not high or number < _numbers(high))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The release of a version: "0.48.0rc1" counts as 0.48.0, which a range below 0.48 does not hold."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    numbers = [int(part) for part in match.group().split(".")] if match else []
-    return (*numbers, 0, 0, 0)[:3]
-
-
 def _torchvision() -> Iterator[Finding]:
     """torchvision carries compiled operators: beside another torch, importing a vision model fails."""
     found = host.versions(("torch", "torchvision"))
     if len(found) < 2:
         return
     torch, vision = found["torch"], found["torchvision"]
-    paired = _numbers(torch)[0] != 2 or _numbers(vision)[1] == _numbers(torch)[1] + 15
+    paired = numbers(torch)[0] != 2 or numbers(vision)[1] == numbers(torch)[1] + 15
     if paired and torch.partition("+")[2] == vision.partition("+")[2]:
         yield Finding(name="torchvision", state="ok", found=vision)
     else:
@@ -188,10 +173,17 @@ def _torch(cards: bool) -> Finding:
 
 
 def _engines() -> Iterator[Finding]:
-    found = host.versions(ENGINES.values())
-    for name, package in ENGINES.items():
-        text = f"{found[package]} at {sys.executable}" if package in found else "not installed here (optional)"
-        yield Finding(name=f"engine {name}", state="ok", found=text)
+    """As `quantlab engines` sees them. torch has a line of its own; who named no place misses nothing."""
+    for each in probe.standings():
+        if each.engine in ("torch", "fake"):
+            continue
+        text = f"{each.version} at {each.place}" if each.version else each.why
+        if each.state == "absent" and each.source == places.HERE:
+            yield Finding(name=f"engine {each.engine}", state="ok", found=f"not installed (optional). {each.cure}")
+        elif each.why:
+            yield Finding(name=f"engine {each.engine}", state="warn", found=each.why, cure=each.cure)
+        else:
+            yield Finding(name=f"engine {each.engine}", state="ok", found=text)
 
 
 def _hub() -> Finding:

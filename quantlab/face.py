@@ -63,7 +63,7 @@ def run(
         model: catalog word, hub id or directory.
         recipes: recipe words; the policy's baseline is added.
         root: ledger folder.
-        **words: further fields of `quantlab.pipeline.Ask` (suite, grid, policy, engine, stages, max_drop ...).
+        **words: further fields of `quantlab.pipeline.Ask` (suite, grid, policy, engine, stages, max_drop, early ...).
     """
     from quantlab.cli.progress import watching
 

@@ -97,10 +97,12 @@ def _fidelity(result: Fidelity) -> dict[str, Any]:
 
 
 def _accuracy(result: Accuracy) -> dict[str, Any]:
-    """`score` is the mean over tasks, each weighing the same, as the judge takes it; "score.<task>" one's."""
+    """`score` is the mean over tasks, each weighing the same, as the judge takes it; "score.<task>" one's. `part`: of
+    an early run's slice, its items in the random order."""
     scores = {f"score.{task.task}": task.score.value for task in result.tasks}
     mean = fmean(scores.values()) if scores else None
-    return {"suite": result.suite, "score": mean, "items": sum(task.n for task in result.tasks), **scores}
+    part = "" if result.part is None else f"{result.part[0]}-{result.part[1]}"
+    return {"suite": result.suite, "part": part, "score": mean, "items": sum(task.n for task in result.tasks), **scores}
 
 
 def _throughput(result: Throughput) -> dict[str, Any]:

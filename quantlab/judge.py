@@ -5,15 +5,18 @@ error than either accuracy (Miller 2024, arXiv:2411.00640). The verdict is a non
 difference: accept when the whole interval lies above -max_drop, regression when it lies below, insufficient between.
 KL, perplexity and the canary are screens for collapse and explanations, never the verdict.
 
-A difference is only formed between comparable scores. `incomparable` says what differs and how to mend it.
+That interval speaks about all items like these, beyond the suite. A policy with scope suite claims less and is decided
+with fewer items: looks.py.
+
+A difference is only formed between comparable scores: comparable.py says what differs and how to mend it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quantlab.comparable import Items, incomparable
 from quantlab.records import (
     Accuracy,
     Canary,
@@ -33,42 +36,7 @@ if TYPE_CHECKING:
 
     from quantlab.score.paired import Paired
 
-
-@dataclass(frozen=True)
-class Items:
-    """The items of one task on one checkpoint, in the order they were asked. All sequences have the same length."""
-
-    ids: Sequence[str]
-    digests: Sequence[str]
-    """Digest of each rendered prompt with its choices."""
-    correct: np.ndarray
-    """float64 [n], in 0..1."""
-    answers: Sequence[str]
-    clusters: Sequence[str]
-    nll: np.ndarray | None = None
-    """float64 [n]: -log p of the right answer; None where answers are not chosen by likelihood."""
-
-
-def incomparable(baseline: TaskScore, candidate: TaskScore, left: Items, right: Items) -> str:
-    """Why no difference may be formed, with the cure; empty when the two are comparable."""
-    again = "Score both again with the same suite and the same quantlab."
-    if baseline.metric != candidate.metric:
-        return f"metric {baseline.metric} against {candidate.metric}. {again}"
-    if baseline.chat_template != candidate.chat_template:
-        return f"the chat template was applied to one of the two only. {again}"
-    if baseline.shots != candidate.shots:
-        return f"{baseline.shots} few-shot examples against {candidate.shots}. {again}"
-    if len(left.ids) != len(right.ids):
-        return f"{len(left.ids)} items against {len(right.ids)}. {again}"
-    if list(left.ids) != list(right.ids):
-        return f"the items differ or come in another order, first at {_first(left.ids, right.ids)}. {again}"
-    if list(left.digests) != list(right.digests):
-        place = left.ids[_first_index(left.digests, right.digests)]
-        return (
-            f"the rendered prompts differ, first at item {place}: another tokenizer, template, BOS or few-shot "
-            f"choice. Compare the tokenizer files of the two checkpoints, then score both again."
-        )
-    return ""
+__all__ = ["Items", "compare", "incomparable", "verdict"]
 
 
 def compare(
@@ -124,31 +92,44 @@ def verdict(
     refusal: str = "",
 ) -> Verdict:
     """The answer for one recipe, from whatever is known about it; the first reason that applies wins."""
+    from quantlab import looks
+
     if refusal:
         return Verdict(status="infeasible", reason=refusal)
     if verification is not None and not verification.passed:
         bad = next(check for check in verification.checks if not check.passed)
-        return Verdict(status="anomalous", reason=f"the export failed the check {bad.name}: {bad.finding}")
+        return Verdict(
+            status="anomalous", reason=f"the export failed the check {bad.name}: {bad.finding}", rung="verify"
+        )
     if canary is not None and not canary.passed:
-        return Verdict(status="regression", reason=f"collapsed, found by the canary: {canary.reason}")
+        return Verdict(status="regression", reason=f"collapsed, found by the canary: {canary.reason}", rung="canary")
     if fidelity is not None and (collapse := _collapse(fidelity, policy)):
-        return Verdict(status="regression", reason=collapse)
+        return Verdict(status="regression", reason=collapse, rung="fidelity")
     if failure is not None:
         return Verdict(status="infeasible", reason=f"{failed_stage} failed: {failure.problem}")
     if comparison is None or accuracy is None:
         return Verdict(status="insufficient", reason="no accuracy was measured, so no verdict is given.")
-    if broken := _broken(accuracy, policy):
+    if not comparison.suite.incomparable and (broken := _broken(accuracy, policy)):
         return Verdict(status="anomalous", reason=broken)
+    if comparison.look is not None and comparison.suite.difference is not None:
+        return looks.verdict(comparison.look, policy, comparison.population)
     return _by_difference(comparison.suite, policy)
 
 
+def collapsed(canary: Canary | None, fidelity: Fidelity | None, policy: Policy) -> bool:
+    """No language model any more: nothing more needs to be measured."""
+    broken = canary is not None and not canary.passed
+    return broken or (fidelity is not None and fidelity.collapsed(policy.collapse_kl, policy.collapse_top1))
+
+
 def _collapse(fidelity: Fidelity, policy: Policy) -> str:
+    if not fidelity.collapsed(policy.collapse_kl, policy.collapse_top1):
+        return ""
     kl, top1 = fidelity.kl.value, fidelity.top1.value
+    found = f"collapsed, found by the fidelity screen over {fidelity.positions:,} positions: "
     if not kl <= policy.collapse_kl:
-        return f"collapsed: mean KL {kl:.2f} nats is above {policy.collapse_kl:g}."
-    if not top1 >= policy.collapse_top1:
-        return f"collapsed: the same next token in {top1:.0%} of positions, below {policy.collapse_top1:.0%}."
-    return ""
+        return found + f"mean KL {kl:.2f} nats is above {policy.collapse_kl:g}."
+    return found + f"the same next token in {top1:.0%} of positions, below {policy.collapse_top1:.0%}."
 
 
 def _broken(accuracy: Accuracy, policy: Policy) -> str:
@@ -164,18 +145,21 @@ def _by_difference(whole: TaskComparison, policy: Policy) -> Verdict:
     low, high = whole.difference.low, whole.difference.high
     if low is None or high is None:
         return Verdict(status="insufficient", reason="one item per task gives no interval.")
-    span = f"{whole.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    span = f"beyond this suite: {whole.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
     level = f"{policy.confidence:.0%} interval over {whole.n} paired items"
     if low > policy.max_gain:
         return Verdict(status="anomalous", reason=f"{span} is a gain too good to be true ({level}).")
     if low > -policy.max_drop:
         return Verdict(
-            status="accept", reason=f"{span}: the drop is surely below {policy.max_drop:g} points ({level})."
+            status="accept",
+            reason=f"{span}: the drop is surely below {policy.max_drop:g} points ({level}).",
+            rung="accuracy",
         )
     if high < -policy.max_drop:
         return Verdict(
             status="regression",
             reason=f"{span}: the drop is surely above {policy.max_drop:g} points ({level}).",
+            rung="accuracy",
         )
     return _undecided(whole.difference, policy, span, level)
 
@@ -287,12 +271,3 @@ def _withheld_suite(rows: Sequence[TaskComparison], why: str) -> TaskComparison:
         candidate=mean([row.candidate.value for row in rows]),
         incomparable=why,
     )
-
-
-def _first_index(left: Sequence[str], right: Sequence[str]) -> int:
-    return next(place for place, (a, b) in enumerate(zip(left, right, strict=True)) if a != b)
-
-
-def _first(left: Sequence[str], right: Sequence[str]) -> str:
-    place = _first_index(left, right)
-    return f"{left[place]} against {right[place]}"

@@ -34,6 +34,7 @@ from quantlab.errors import LedgerProblem
 from quantlab.records import (
     SCHEMA,
     Accuracy,
+    Artifact,
     Calibrated,
     Canary,
     Entry,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 RESULTS: dict[str, type[msgspec.Struct]] = {
     "calibrate": Calibrated,
     "verify": Verification,
+    "build": Artifact,
     "canary": Canary,
     "reference": Reference,
     "fidelity": Fidelity,

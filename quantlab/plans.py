@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from quantlab import sight, weights
-from quantlab.records import CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite
+from quantlab.records import FORMATS, CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
 from quantlab.sizes import OWN_GROUP, Sizes, group_size
 from quantlab.sizes import sizes as sizes_of
 
@@ -33,7 +33,7 @@ OVERHEAD_BYTES = 1_000_000_000
 """Memory of a child with torch, transformers and ModelOpt beside the weights: 0.6 GB of imports, and buffers."""
 FLOPS_A_CORE = 4e10
 """float32 operations a second of one x86 core: 171 tokens/s of SmolLM2-135M with AVX2, 250 with AVX-512."""
-PASSES = {"fp8": 1.3, "int4_awq": 12.0}
+PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0}
 """Cost of calibrating in forward passes: fake quantization, and AWQ's search over 11 strengths."""
 QUANTIZABLE = re.compile(
     r"(Llama|Mistral|Mixtral|Qwen2|Qwen3|Phi3?|Gemma[23]?|Nemotron|Exaone)ForCausalLM|MllamaFor\w+"
@@ -159,9 +159,11 @@ def _hub_token() -> bool:
 
 def _numerics(recipe: Recipe, capability: str | None) -> Iterator[str]:
     native = capability is not None and tuple(map(int, re.findall(r"\d+", capability)))[:2] >= (8, 9)
+    what = f"compute capability {capability}" if capability else "a CPU"
     if recipe.format == "fp8" and not native:
-        what = f"compute capability {capability}" if capability else "a CPU"
         yield f"FP8 is emulated on {what}: scores are right, its speed says nothing about FP8 hardware."
+    if text := unserved(recipe.format):
+        yield text
     if recipe.kv_cache == "fp8" and not native:
         yield "The FP8 key/value cache is emulated too: right scores, no memory saved here."
 
@@ -185,7 +187,7 @@ def _arithmetic(
     cpu: bool,
 ) -> Plan:
     linear = sum(each.outputs * each.inputs for each in sizes.layers)
-    bits = {"fp8": 8.0, "bf16": 16.0}.get(recipe.format, 4 + 32 / (made.group_size or OWN_GROUP))
+    bits = FORMATS[recipe.format].weight_bits(made.group_size or OWN_GROUP)
     full = 2 * sizes.total
     checkpoint = int(linear * bits / 8) + 2 * (sizes.total - linear)
     written = full if recipe.export == "folded" else checkpoint
@@ -224,7 +226,7 @@ def _activations(recipe: Recipe, shape: Shape | None) -> int:
     asked = recipe.calibration
     if asked is None or shape is None:
         return 0
-    together = asked.batch or (asked.samples if recipe.format == "int4_awq" else min(asked.samples, 8))
+    together = asked.batch or (asked.samples if recipe.format.endswith("awq") else min(asked.samples, 8))
     return min(together, asked.samples) * asked.length * 4 * 8 * (shape.intermediate + shape.hidden)
 
 

@@ -31,6 +31,7 @@ from quantlab import disk
 from quantlab.errors import BadInput, Broken, LedgerProblem, StageFailed
 from quantlab.failures import failure_of, redact
 from quantlab.records import (
+    Artifact,
     Calibrated,
     CalibrateJob,
     Converted,
@@ -38,18 +39,24 @@ from quantlab.records import (
     Event,
     FetchJob,
     MeasureJob,
+    OnnxJob,
+    OnnxModel,
     Verification,
     VerifyJob,
     Weights,
     encode,
 )
+from quantlab.records.engines import Asked, AskJob, BuildJob
 from quantlab.records.jobs import Outcome, Spec
 
 TASKS: dict[str, tuple[str, type[Spec], Any]] = {
     "fetch": ("quantlab.fetch:run", FetchJob, Weights),
     "calibrate": ("quantlab.calibrate.modelopt:run", CalibrateJob, Calibrated),
     "verify": ("quantlab.calibrate.verify:run", VerifyJob, Verification),
+    "ask": ("quantlab.engines.building:ask", AskJob, Asked),
+    "build": ("quantlab.engines.building:build", BuildJob, Artifact),
     "measure": ("quantlab.measure.run:run", MeasureJob, dict),
+    "onnx": ("quantlab.formats.onnx_model:run", OnnxJob, OnnxModel),
     "convert": ("quantlab.formats.convert:run", ConvertJob, Converted),
 }
 """task -> ("module:function", type of the spec, type of the record)."""
@@ -198,11 +205,20 @@ def _take_streams() -> int:
     for stream in (sys.stdout, sys.stderr):
         # The log must be complete up to the moment of a kill, and take any character in any locale.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    # Without a session of our own there is no parent to watch: somebody repeats a job by hand.
-    if os.getsid(0) == os.getpid():
+    if _has_parent():
+        if os.getpgrp() != os.getpid():
+            os.setpgid(0, 0)
         _guard(watch, events)
         _volunteer()
     return events
+
+
+def _has_parent() -> bool:
+    """Somebody holds our standard input: the parent made us lead a session, or says so across an init (launch.py).
+
+    Otherwise somebody repeats a job by hand.
+    """
+    return os.getsid(0) == os.getpid() or os.environ.get("QUANTLAB_WATCHED") == "1"
 
 
 def _guard(watch: int, events: int) -> None:
@@ -240,7 +256,7 @@ def _writer(pipe: int) -> Callable[[Event], None]:
                     line = line[os.write(pipe, line) :]
         except OSError:
             print("the parent process is gone.", file=sys.stderr)
-            if os.getsid(0) == os.getpid():
+            if _has_parent():
                 os.killpg(os.getpgrp(), signal.SIGKILL)
             os._exit(1)
 

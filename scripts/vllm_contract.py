@@ -26,6 +26,7 @@ CLASSES = {
 ATTRIBUTES = {
     "LLM": "entrypoints/llm.py",
     "LLMEngine": "v1/engine/llm_engine.py",
+    "OutputProcessor": "v1/engine/output_processor.py",
     "RequestOutput": "outputs.py",
 }
 """Class -> file: what its __init__ sets on self."""
@@ -33,6 +34,7 @@ METHODS = {
     "LLM.__init__": "entrypoints/llm.py",
     "LLM.generate": "entrypoints/llm.py",
     "InprocClient.shutdown": "v1/engine/core_client.py",
+    "LLMEngine.abort_request": "v1/engine/llm_engine.py",
 }
 """Method -> file: names of its parameters."""
 CHOICES = {

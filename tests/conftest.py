@@ -81,9 +81,11 @@ def _grouped(preset: dict[str, Any]) -> dict[str, Any]:
     """The preset with groups that divide the tiny model's widths."""
     preset = copy.deepcopy(preset)
     for entry in preset["quant_cfg"]:
-        blocks = (entry.get("cfg") or {}).get("block_sizes")
-        if blocks and -1 in blocks:
-            blocks[-1] = GROUP
+        cfg = entry.get("cfg") or {}
+        for one in cfg if isinstance(cfg, list) else [cfg]:
+            blocks = one.get("block_sizes")
+            if blocks and -1 in blocks:
+                blocks[-1] = GROUP
     return preset
 
 
@@ -151,6 +153,46 @@ def int4_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> E
 
     preset = _grouped(mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG)
     return _export(tiny_model, tmp_path_factory.mktemp("int4"), preset)
+
+
+@pytest.fixture(scope="session")
+def rowwise_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    import modelopt.torch.quantization as mtq
+
+    return _export(tiny_model, tmp_path_factory.mktemp("rowwise"), mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG)
+
+
+@pytest.fixture(scope="session")
+def smoothquant_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    import modelopt.torch.quantization as mtq
+
+    return _export(tiny_model, tmp_path_factory.mktemp("sq"), mtq.INT8_SMOOTHQUANT_CFG, _resmooth)
+
+
+@pytest.fixture(scope="session")
+def w4a8_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    import modelopt.torch.quantization as mtq
+
+    return _export(tiny_model, tmp_path_factory.mktemp("w4a8"), _grouped(mtq.W4A8_AWQ_BETA_CFG), _resmooth)
+
+
+@pytest.fixture(scope="session")
+def nvfp4_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    import modelopt.torch.quantization as mtq
+
+    from quantlab.calibrate.modelopt import _round_blocks_without_gpu
+
+    def before(model: Any) -> None:
+        _round_blocks_without_gpu(model)
+        _resmooth(model)
+
+    return _export(tiny_model, tmp_path_factory.mktemp("nvfp4"), mtq.NVFP4_DEFAULT_CFG, before)
+
+
+@pytest.fixture(scope="session")
+def tiny_w4a8(w4a8_export: Export) -> Path:
+    """ModelOpt's W4A8-AWQ export of `tiny_model`, in groups of 32."""
+    return w4a8_export.folder
 
 
 @pytest.fixture(scope="session")

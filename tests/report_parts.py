@@ -11,11 +11,14 @@ from quantlab.records import (
     Calibrated,
     Canary,
     CanaryPrompt,
+    Category,
     Cell,
     Check,
     Checkpoint,
     Comparison,
     Fidelity,
+    Flip,
+    LayerDamage,
     Number,
     TaskComparison,
     TaskScore,
@@ -62,8 +65,30 @@ def calibrated(name: str, size: int, bits: float, *notes: str) -> Calibrated:
     )
 
 
-def verified() -> Verification:
+KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+         "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+
+
+def damage(base: float, bits: float) -> tuple[LayerDamage, ...]:
+    """Errors that grow towards the end, with one layer that stands out."""
+    return tuple(
+        LayerDamage(
+            layer=f"model.layers.{depth}.{kind}",
+            weights=110_592,
+            bits=bits,
+            weight_error=base,
+            output_error=4.2 * base if (depth, kind) == (7, "mlp.down_proj") else base * (0.8 + depth / 30),
+            outlier=12.5 + depth,
+            outlier_channel=depth,
+        )
+        for depth in range(30)
+        for kind in KINDS
+    )
+
+
+def verified(located: tuple[LayerDamage, ...] = ()) -> Verification:
     return Verification(
+        damage=located,
         checks=(
             Check(name="size", passed=True, finding="163 MB, 0.61 of 16 bit, as 8.01 bits predict."),
             Check(name="coverage", passed=True, finding="210 layers quantized, lm_head and embeddings not."),
@@ -156,7 +181,7 @@ def comparison(name: Column, withheld: str = "") -> Comparison:
     return Comparison(suite=whole, tasks=tuple(tasks))
 
 
-def flips(count: int) -> tuple[dict[str, str], ...]:
+def flips(count: int) -> tuple[Flip, ...]:
     questions = (
         ("facts", "Question: What is the capital city of Bhutan?\nAnswer:", "Thimphu", "Kathmandu"),
         ("elements", "The chemical symbol of tungsten is", "W", "Ti"),
@@ -166,19 +191,43 @@ def flips(count: int) -> tuple[dict[str, str], ...]:
     found = []
     for place in range(count):
         task, prompt, right, wrong = questions[place % len(questions)]
-        worse = place % 3 != 0
+        way: Any = ("regressed", "improved", "regressed", "churn", "regressed")[place % 5]
+        before, after = {"regressed": (right, wrong), "improved": (wrong, right), "churn": (wrong, "neither")}[way]
         found.append(
-            {
-                "task": task,
-                "id": f"{task}-{place:04d}",
-                "direction": "regressed" if worse else "improved",
-                "prompt": prompt,
-                "right": right,
-                "baseline": right if worse else wrong,
-                "candidate": wrong if worse else right,
-            }
+            Flip(
+                task=task,
+                id=f"{task}-{place:04d}",
+                kind="geography" if task == "facts" else "",
+                direction=way,
+                prompt=prompt,
+                right=right,
+                baseline=before,
+                candidate=after,
+                margin_baseline=2.5 if before == right else -0.75,
+                margin_candidate=1.25 if after == right else -3.5,
+                surprise=6.0 - 0.01 * place,
+            )
         )
     return tuple(found)
+
+
+def categories() -> tuple[Category, ...]:
+    """Ranked as `quantlab.categories` ranks them: one surely damaged, the rest within their noise."""
+    rows = (("facts", "geography", 120, -11.7, 6.2), ("facts", "history", 90, -6.7, 8.0), ("kinds", "", 300, -1.6, 4.1))
+    return tuple(
+        Category(
+            task=task,
+            kind=kind,
+            n=n,
+            difference=Number(
+                value=value, unit="points", n=n, low=value - half, high=value + half, confidence=1 - 0.05 / 3
+            ),
+            regressed=round(n * 0.14),
+            improved=round(n * (0.14 + value / 100)),
+            churn=3,
+        )
+        for task, kind, n, value, half in rows
+    )
 
 
 def throughput(how: Numerics, base: float, device: str) -> Throughput:

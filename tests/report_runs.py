@@ -18,9 +18,11 @@ from quantlab.records import (
     Comparison,
     Failure,
     FidelityAsk,
+    Flip,
     Gpu,
     Grid,
     Host,
+    LayerDamage,
     Model,
     Policy,
     Recipe,
@@ -35,8 +37,10 @@ from tests.report_parts import (
     accuracy,
     calibrated,
     canary,
+    categories,
     compared,
     comparison,
+    damage,
     fidelity,
     flips,
     throughput,
@@ -140,18 +144,24 @@ def hostile() -> Run:
 def _poison(candidate: Candidate, name: str) -> Candidate:
     evil = " ".join(HOSTILE)
     flips = tuple(
-        {
-            "task": name,
-            "id": evil,
-            "direction": HOSTILE[1],
-            "prompt": evil,
-            "right": evil,
-            "baseline": evil,
-            "candidate": evil,
-        }
-        for _ in candidate.flips[:3]
+        Flip(
+            task=name,
+            id=evil,
+            kind=evil,
+            direction=each.direction,
+            prompt=evil,
+            right=evil,
+            baseline=evil,
+            candidate=evil,
+        )
+        for each in candidate.flips[:3]
     )
-    checks = Verification(checks=(Check(name=evil, passed=False, finding=evil),))
+    comparison = candidate.comparison
+    if comparison is not None and comparison.categories:
+        ranked = tuple(msgspec.structs.replace(each, task=evil, kind=evil) for each in comparison.categories)
+        comparison = msgspec.structs.replace(comparison, categories=ranked)
+    wounded = LayerDamage(layer=f"model.layers.1.{evil}", weights=1, bits=4.0, weight_error=0.5)
+    checks = Verification(checks=(Check(name=evil, passed=False, finding=evil),), damage=(wounded,))
     return msgspec.structs.replace(
         candidate,
         recipe_name=name,
@@ -159,6 +169,7 @@ def _poison(candidate: Candidate, name: str) -> Candidate:
         verdict=msgspec.structs.replace(candidate.verdict, reason=evil),
         verification=checks,
         flips=flips,
+        comparison=comparison,
         identities={evil: evil},
     )
 
@@ -207,7 +218,7 @@ def _fp8() -> Candidate:
             reason="-0.8 points [-1.7, +0.1]: the drop is surely below 2 points (95% interval over 2404 paired items).",
         ),
         calibrated=calibrated("fp8", 163_012_344, 8.01, "Tied embeddings stay in 16 bit."),
-        verification=verified(),
+        verification=verified(damage(0.026, 8.0)),
         canary=canary(" Paris. It is the largest city in the country and one of the most visited."),
         fidelity=fidelity(0.0343, 0.0011, 0.891, 1.037),
         accuracy=accuracy("fp8", "emulated"),
@@ -235,13 +246,14 @@ def _awq() -> Candidate:
         calibrated=calibrated(
             "int4_awq", 113_260_112, 4.25, "Group size 64 instead of 128: 128 does not divide the width 576."
         ),
-        verification=verified(),
+        verification=verified(damage(0.11, 4.5)),
         canary=canary(" Paris, which is a city in the world, and it is a city of the world."),
         fidelity=fidelity(0.208, 0.0052, 0.768, 1.214),
         accuracy=accuracy("int4_awq", "emulated"),
         throughput=throughput("emulated", 17.9, "cpu: AMD EPYC 9R14, 2 threads"),
-        comparison=comparison("int4_awq", withheld="arithmetic"),
+        comparison=msgspec.structs.replace(comparison("int4_awq", withheld="arithmetic"), categories=categories()),
         flips=flips(60),
+        flipped=412,
         identities={"calibrate": "d0" * 32, "verify": "5e" * 32, "accuracy": "13" * 32, "fidelity": "aa" * 32},
     )
 

@@ -16,6 +16,7 @@ from quantlab.calibrate import modelopt, presets, probe, verify
 from quantlab.calibrate.feed import choose_batch
 from quantlab.errors import BadInput, Broken, Refused
 from quantlab.records import (
+    FORMATS,
     Calibrated,
     CalibrateJob,
     Calibration,
@@ -35,7 +36,11 @@ DATA = Calibration(samples=4, length=32)
 RECIPES = {
     "bf16": Recipe(summary="", preset=None, format="bf16"),
     "fp8": Recipe(summary="", preset="FP8_DEFAULT_CFG", format="fp8", kv_cache="fp8", calibration=DATA),
+    "fp8_rowwise": Recipe(summary="", preset="FP8_PER_CHANNEL_PER_TOKEN_CFG", format="fp8_rowwise"),
+    "int8_sq": Recipe(summary="", preset="INT8_SMOOTHQUANT_CFG", format="int8_sq", calibration=DATA),
     "int4_awq": Recipe(summary="", preset="INT4_AWQ_CFG", format="int4_awq", calibration=DATA),
+    "w4a8_awq": Recipe(summary="", preset="W4A8_AWQ_BETA_CFG", format="w4a8_awq", calibration=DATA),
+    "nvfp4": Recipe(summary="", preset="NVFP4_DEFAULT_CFG", format="nvfp4", calibration=DATA),
     "int4": Recipe(summary="", preset="INT4_BLOCKWISE_WEIGHT_ONLY_CFG", format="int4"),
     "int2": Recipe(
         summary="",
@@ -59,7 +64,7 @@ def weights_of(folder: Path) -> Weights:
 
 def job(source: Path, into: Path, name: str, **changes: Any) -> CalibrateJob:
     recipe = msgspec.structs.replace(RECIPES[name], **changes)
-    grouped = recipe.format.startswith("int4")
+    grouped = FORMATS[recipe.format].grouped
     return CalibrateJob(
         weights=weights_of(source),
         model=Model(word="tiny", source="path", location=str(source), chat=True),
@@ -101,7 +106,17 @@ def test_what_is_exported_is_what_was_calibrated(tiny_model: Path, tmp_path: Pat
     assert (folder / "chat_template.jinja").read_bytes() == (tiny_model / "chat_template.jinja").read_bytes()
     assert str(tiny_model) not in (folder / "config.json").read_text()
     assert "model.embed_tokens.weight" in folders.shapes(folder)
-    bits = {"fp8": 8.0, "int4": 5.0, "int4_awq": 5.0, "int2": 16.0, "awq_folded": 16.0}[name]
+    bits = {
+        "fp8": 8.0,
+        "fp8_rowwise": 8.25,
+        "int8_sq": 8.35,
+        "w4a8_awq": 5.0,
+        "nvfp4": 4.5,
+        "int4": 5.0,
+        "int4_awq": 5.0,
+        "int2": 16.0,
+        "awq_folded": 16.0,
+    }[name]
     assert made.checkpoint.bits_per_weight == pytest.approx(bits, abs=0.2)
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantlab.calibrate import modelopt, verify
+from quantlab.calibrate import modelopt, probe, verify
 from quantlab.records import Calibrated, CalibrateJob, VerifyJob
 from quantlab.worker import Reporter
 from tests.test_calibrate_modelopt import job
@@ -28,7 +28,7 @@ Made = tuple[CalibrateJob, Calibrated]
 @pytest.fixture(scope="module")
 def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     found = {}
-    for name in ("fp8", "int4_awq", "int4"):
+    for name in ("fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4"):
         spec = job(tiny_model, tmp_path_factory.mktemp(name) / "made", name, kv_cache="none")
         found[name] = (spec, modelopt.run(spec, Reporter()))
     return found
@@ -55,7 +55,7 @@ def damaged(one: Made, into: Path, edit: Callable[[dict[str, Tensor]], object]) 
     return failed(one, into)
 
 
-@pytest.mark.parametrize("name", ["fp8", "int4_awq", "int4"])
+@pytest.mark.parametrize("name", ["fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4"])
 def test_a_whole_export_passes(made: dict[str, Made], name: str) -> None:
     assert failed(made[name], Path(made[name][1].checkpoint.path)) == {}
 
@@ -112,6 +112,19 @@ CASES: list[tuple[str, Callable[[dict[str, Tensor]], object], str, str]] = [
     ("int4_awq", lambda t: t.update({f"{Q}.input_scale": torch.ones(())}), "input_scale", Q),
     ("int4", _shift_codes, "weights", DOWN),
     ("int4", _scaled(f"{DOWN}.weight_scale", 0.9), "weights", DOWN),
+    ("fp8_rowwise", _scaled(f"{UP}.weight_scale", 1.3), "weights", UP),
+    ("fp8_rowwise", _shift_codes, "weights", DOWN),
+    ("fp8_rowwise", lambda t: t.update({f"{UP}.input_scale": torch.ones(())}), "input_scale", UP),
+    ("int8_sq", lambda t: t.pop(f"{DOWN}.pre_quant_scale"), "pre_quant_scale", DOWN),
+    ("int8_sq", _scaled(f"{DOWN}.pre_quant_scale", 1.2), "reopened", DOWN),
+    ("int8_sq", _scaled(f"{UP}.input_scale", 0.1), "reopened", UP),
+    ("w4a8_awq", lambda t: t.pop(f"{UP}.input_scale"), "input_scale", UP),
+    ("w4a8_awq", _scaled(f"{UP}.weight_scale_2", 0.2), "weights", UP),
+    ("w4a8_awq", _scaled(f"{UP}.weight_scale_2", 0.0), "scales", UP),
+    ("nvfp4", _scaled(f"{UP}.weight_scale_2", 1.3), "weights", UP),
+    ("nvfp4", _scaled(f"{UP}.input_scale", 0.01), "reopened", UP),
+    ("nvfp4", _shift_codes, "weights", DOWN),
+    ("nvfp4", lambda t: t.pop(f"{UP}.weight_scale_2"), "weights", UP),
     ("int4", lambda t: t.update({f"{DOWN}.pre_quant_scale": torch.ones(256)}), "pre_quant_scale", DOWN),
 ]  # fmt: skip
 
@@ -160,3 +173,19 @@ def test_a_lost_probe_is_a_failed_check(made: dict[str, Made], tmp_path: Path) -
     folder = Path(shutil.copytree(made["fp8"][1].checkpoint.path, tmp_path / "a"))
     shutil.rmtree(folder / "quantlab")
     assert "probe" in failed(made["fp8"], folder)["reopened"]
+
+
+def test_a_range_for_each_token_is_probed_as_it_computes(tiny_model: Path, tmp_path: Path) -> None:
+    """ModelOpt's dynamic ranges round nothing when an axis is missing: the probe would then hold exact outputs."""
+    spec = job(tiny_model, tmp_path / "made", "fp8_rowwise")
+    one = (spec, modelopt.run(spec, Reporter()))
+    assert failed(one, Path(one[1].checkpoint.path)) == {}
+    kept = probe.load(Path(one[1].checkpoint.path))
+    source = load_file(Path(spec.weights.path) / "model.safetensors")
+    codes = load_file(Path(one[1].checkpoint.path) / "model.safetensors")
+    for layer in (Q, UP, DOWN):
+        weight = codes[f"{layer}.weight"].float() * codes[f"{layer}.weight_scale"].unsqueeze(1)
+        exact = kept[f"x.{layer}"] @ weight.T
+        rounded = probe.distance(exact, kept[f"y.{layer}"])
+        assert 0.01 < rounded < 0.05, layer  # only the activations' rounding
+        assert probe.distance(source[f"{layer}.weight"].float(), weight) < 0.03

@@ -225,7 +225,7 @@ def test_a_job_of_another_version_is_explained(tmp_path: Path) -> None:
 
 
 def test_bad_places_are_explained(tmp_path: Path) -> None:
-    assert "no Python" in failing(BadInput, "echo", tmp_path, interpreter=str(tmp_path / "python")).problem
+    assert "no Python" in failing(BadInput, "echo", tmp_path, command=[str(tmp_path / "python")]).problem
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerProblem, match="a file stands where a folder is needed"):
         child.run("verify", Ask(), workdir=tmp_path / "file" / "job")
@@ -236,7 +236,7 @@ def test_an_interpreter_without_quantlab_shows_what_it_said(tmp_path: Path) -> N
     fake = tmp_path / "python"
     fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
     fake.chmod(0o755)
-    assert "No module named" in failing(StageFailed, "echo", tmp_path, interpreter=str(fake)).problem
+    assert "No module named" in failing(StageFailed, "echo", tmp_path, command=[str(fake)]).problem
 
 
 def test_a_job_can_be_repeated_by_hand(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_job_can_be_repeated_by_hand(tmp_path: Path) -> None:
 
 
 def test_every_task_names_its_records() -> None:
-    assert set(TASKS) == {"fetch", "calibrate", "verify", "measure", "convert"}
+    assert set(TASKS) == {"fetch", "calibrate", "verify", "ask", "build", "measure", "convert"}
     assert TASKS["fetch"][1] is FetchJob
     events: list[Event] = []
     Reporter(events.append).note("fetch", "hf_" + "A" * 34)

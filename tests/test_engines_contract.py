@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from quantlab.engines import Ability, GenerateRequest, ScoreRequest, Session, engine
+from quantlab.engines import Ability, GenerateRequest, ScoreRequest, Session, engine, ortgenai
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
 HOST = Host(system="test", python="3.11", cpu="test", cores=2, memory_bytes=2**33)
+EXACT = EngineConfig(device="cpu", activations="keep")
 ENGINES_HERE = [
     ("fake", "bf16", "tiny_model"),
     ("torch", "bf16", "tiny_model"),
     ("torch", "fp8", "tiny_fp8"),
     ("torch", "int4_awq", "tiny_int4_awq"),
+    ("ortgenai", "bf16", "tiny_model"),
+    ("ortgenai", "fp8", "tiny_fp8"),
+    ("ortgenai", "int4_awq", "tiny_int4_awq"),
 ]
-TOLERANCE = {"fake": 0.0, "torch": 1e-4, "trtllm": 1e-5}
+ELSEWHERE = {"ortgenai": "not installed here: `make test-ortgenai` sets its environment up and runs this"}
+"""Engine -> why it may be skipped."""
+TOLERANCE = {"fake": 0.0, "torch": 1e-4, "trtllm": 1e-5, "ortgenai": 1e-4}
 """Largest change of a log-probability with the batch. FP8 turns the last bit of a sum into a whole step of its codes,
 so it is held to the mean instead (see `same`)."""
 RNG = np.random.default_rng(5)
@@ -32,14 +39,16 @@ def artifact(name: str, format_: str, folder: Path) -> Artifact:
     )
     made = engine(name)
     assert made.supports(checkpoint, HOST) is None
-    return made.build(checkpoint, folder, EngineConfig(device="cpu"), HOST)
+    return made.build(checkpoint, folder.with_name(f"{folder.name}-{name}"), EXACT, HOST)
 
 
 @pytest.fixture(params=ENGINES_HERE, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")
 def opened(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Session]]:
     name, format_, fixture = request.param
+    if name == "ortgenai" and ortgenai.installed() is None:
+        pytest.skip(ELSEWHERE[name])
     made = artifact(name, format_, request.getfixturevalue(fixture))
-    config = EngineConfig(device="cpu", dtype="float32", max_length=128, token_budget=256)
+    config = msgspec.structs.replace(EXACT, dtype="float32", max_length=128, token_budget=256)
     with engine(name).open(made, config) as session:
         yield name, format_, session
 

@@ -153,6 +153,33 @@ def test_end_of_sequence_stops_and_is_not_part_of_the_text(tiny_model: Path) -> 
     assert done[1].tokens == whole[: min(2, cut)]
 
 
+@pytest.mark.parametrize("shared", [0, 100], ids=["nothing shared", "shared shots"])
+@pytest.mark.parametrize("alike", [True, False], ids=["equal lengths", "unequal lengths"])
+def test_rows_that_stop_leave_and_shared_shots_run_once_without_changing_an_answer(
+    tiny_model: Path, shared: int, alike: bool
+) -> None:
+    session = opened(tiny_model)
+    rng = np.random.default_rng(3)
+    shots = tuple(int(token) for token in rng.integers(2, 512, shared))
+    lengths = [6] * 8 if alike else [2, 9, 4, 7, 5, 3, 8, 6]
+    prompts = [(*shots, *(int(token) for token in rng.integers(2, 512, n))) for n in lengths]
+    asked = [GenerateRequest(prompt, 4 * n + 1) for n, prompt in enumerate(prompts)]
+    alone = [session.generate([request])[0].tokens for request in asked]
+    assert len({len(tokens) for tokens in alone}) > 3, "rows must end at different steps"
+    fed: list[int] = []
+    session._generator.body.register_forward_pre_hook(
+        lambda module, positional, named: fed.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    together = session.generate(asked)
+    assert [one.tokens for one in together] == alone
+    padded = sum(shots_and_rest(prompts, shared)) if shared else len(prompts) * max(lengths)
+    assert sum(fed) <= padded + 1.5 * sum(len(tokens) for tokens in alone)
+
+
+def shots_and_rest(prompts: list[tuple[int, ...]], shared: int) -> tuple[int, int]:
+    return shared, len(prompts) * (max(map(len, prompts)) - shared)
+
+
 def test_nan_weights_come_out_as_nan(tiny_model: Path, tmp_path: Path) -> None:
     for file in tiny_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

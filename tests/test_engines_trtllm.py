@@ -78,8 +78,9 @@ def test_numbers_are_those_of_the_model(sdk: None, tmp_path: Path, flow: str) ->
 
 def test_an_engine_is_built_once_a_size_and_a_killed_build_leaves_nothing(sdk: None, tmp_path: Path) -> None:
     config = with_flow("engine")
-    made = built(described(standin.checkpoint(tmp_path / "source", "fp8"), "fp8"), tmp_path / "made", config)
     standin.BUILDS.clear()
+    made = built(described(standin.checkpoint(tmp_path / "source", "fp8"), "fp8"), tmp_path / "made", config)
+    assert len(standin.BUILDS) == 1
     for _ in range(2):
         with engine("trtllm").open(made, config):
             pass
@@ -96,8 +97,7 @@ def test_an_engine_is_built_once_a_size_and_a_killed_build_leaves_nothing(sdk: N
 
 
 def test_a_build_that_dies_is_no_engine(sdk: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = with_flow("engine")
-    made = built(described(standin.checkpoint(tmp_path / "source", "bf16")), tmp_path / "made", config)
+    config, checkpoint = with_flow("engine"), described(standin.checkpoint(tmp_path / "source", "bf16"))
 
     def dies(self: Any, engine_dir: str) -> None:
         Path(engine_dir).mkdir()
@@ -106,19 +106,20 @@ def test_a_build_that_dies_is_no_engine(sdk: None, tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["tensorrt_llm._tensorrt_engine"].LLM, "save", dies)
-        with pytest.raises(RuntimeError, match="memory"), engine("trtllm").open(made, config):
-            pass
-    assert list(Path(made.path).glob("engine-*")) == []
+        with pytest.raises(RuntimeError, match="memory"):
+            built(checkpoint, tmp_path / "made", config)
+    assert list((tmp_path / "made").glob("engine-*")) == []
+    made = built(checkpoint, tmp_path / "made", config)
     with engine("trtllm").open(made, config) as session:
         assert session.generate([GenerateRequest((5,), 1)])
 
 
 def test_two_that_build_the_same_engine_at_once_both_get_it(sdk: None, tmp_path: Path) -> None:
-    config = with_flow("engine")
-    made = built(described(standin.checkpoint(tmp_path / "source", "bf16")), tmp_path / "made", config)
+    config, checkpoint = with_flow("engine"), described(standin.checkpoint(tmp_path / "source", "bf16"))
     done: list[int] = []
 
     def work() -> None:
+        made = built(checkpoint, tmp_path / "made", config)
         with engine("trtllm").open(made, config) as session:
             done.append(len(session.generate([GenerateRequest((5, 6), 2, ignore_eos=True)])[0].tokens))
 
@@ -128,8 +129,8 @@ def test_two_that_build_the_same_engine_at_once_both_get_it(sdk: None, tmp_path:
     for thread in threads:
         thread.join()
     assert done == [2, 2, 2, 2]
-    assert len(list(Path(made.path).glob("engine-*"))) == 1
-    assert not list(Path(made.path).glob(".*.tmp"))
+    assert len(list((tmp_path / "made").glob("engine-*"))) == 1
+    assert not list((tmp_path / "made").glob(".*.tmp"))
 
 
 def test_end_of_sequence_ends_unless_it_shall_not(sdk: None, tmp_path: Path) -> None:
@@ -261,7 +262,8 @@ def test_supports_says_no_in_a_sentence_with_a_cure(tmp_path: Path) -> None:
 
 def test_the_table_of_gpus_is_the_contracts() -> None:
     rows = standin.contract()["hardware"]
-    names = {"fp8": "FP8", "int4_awq": "W4A16_AWQ", "fp8 cache": "FP8_KV"}
+    names = {"fp8": "FP8", "int4_awq": "W4A16_AWQ", "fp8 cache": "FP8_KV", "w4a8_awq": "W4A8_AWQ", "nvfp4": "NVFP4",
+             "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN"}  # fmt: skip
     rows = {"sm80": rows["sm80/86"], "sm86": rows["sm80/86"], "sm89": rows["sm89"], "sm90": rows["sm90"]} | {
         "sm100": rows["sm100/103"],
         "sm103": rows["sm100/103"],
@@ -269,7 +271,7 @@ def test_the_table_of_gpus_is_the_contracts() -> None:
     }
     for capability, words in GPUS.items():
         row = rows.pop(f"sm{capability.replace('.', '')}")
-        assert {word for word, column in names.items() if row[column]} == set(words) - {"bf16"}
+        assert {word for word, column in names.items() if row.get(column)} == set(words) - {"bf16"}
     assert rows == {}
 
 

@@ -107,6 +107,13 @@ def test_values_follow_the_cell() -> None:
     assert serve_command(TORCH, CONFIG, ROOM, Path("o"))[-1] != "--enable_chunked_prefill"
 
 
+@pytest.mark.parametrize("command", [throughput_command, latency_command])
+def test_an_engine_is_not_told_its_longest_sequence(command: Callable[..., list[str]]) -> None:
+    """trtllm-bench asserts that max_seq_len is None on the backend "tensorrt" (bench/benchmark/*.py)."""
+    assert "--max_seq_len" not in command(ENGINE, LOAD, CONFIG, ROOM, FILES)
+    assert "--max_seq_len" in command(TORCH, LOAD, CONFIG, ROOM, FILES)
+
+
 def test_the_server_listens_on_this_machine_alone() -> None:
     words = serve_command(TORCH, CONFIG, ROOM, Path("o.yaml"))
     assert words[words.index("--host") + 1] == "127.0.0.1"

@@ -20,6 +20,7 @@ from quantlab.engines import Ability, GenerateRequest, ScoreRequest, engine, vll
 from quantlab.engines.fake import FakeSession
 from quantlab.engines.vllm_session import MEMORY_SHARE, VllmSession, environment, memory_share
 from quantlab.errors import BadInput, Broken, NoAccess, Refused
+from quantlab.measure.halving import Halving
 from quantlab.pipeline import Ask
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Gpu, Host
 from tests.vllm_standin import Standin, contract, renamed
@@ -199,6 +200,20 @@ def test_what_the_model_is_opened_with(opened: Open) -> None:
     assert "gpu_memory_utilization" not in standin.given
 
 
+def test_what_does_not_fit_is_halved_and_nothing_is_left_in_the_queue(opened: Open, fake: FakeSession) -> None:
+    asked = [ScoreRequest(PROMPT[:n], PROMPT[n : n + 2]) for n in range(1, 14)]
+    said: list[str] = []
+    with opened(Standin(room=3)) as session:
+        patient = Halving(session, said.append)
+        found = patient.logprobs(asked)
+        done = patient.generate([GenerateRequest(PROMPT[:n], 2, ignore_eos=True) for n in range(1, 8)])
+    for own, theirs in zip(found, fake.logprobs(asked), strict=True):
+        np.testing.assert_allclose(own.logprobs, theirs.logprobs, atol=1e-6)
+    assert [len(one.tokens) for one in done] == [2] * 7
+    assert len(said) == 3
+    assert patient.notes[-1] == "out of memory with 4 requests at once; went on with 2."
+
+
 # --- the contract
 
 
@@ -361,7 +376,7 @@ def test_only_int4_is_converted_once_and_its_loss_is_noted(
 def test_fidelity_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path) -> None:
     from quantlab.ledgers import Ledger
     from quantlab.pipeline.ask import resolve
-    from quantlab.pipeline.assemble import Walk
+    from quantlab.pipeline.walk import Walk
     from quantlab.pipeline.walker import Walker
     from quantlab.records import Weights
     from tests.test_pipeline import Seen
@@ -372,7 +387,7 @@ def test_fidelity_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path) -> N
     walker = Walker(resolved, weights, host(), Ledger(tmp_path), seen)
     found, recipe = resolved.recipes[0]
     walk = Walk(name=found.name, recipe=recipe)
-    walker._measure(walk)
+    walker._open(walk)
     assert walk.failure is None
     assert walk.fidelity is None
     assert "no fidelity" in walk.notes[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from quantlab import weights
 from quantlab.errors import BadInput
@@ -15,7 +17,15 @@ from quantlab.formats.lint import lint_trtllm
 from quantlab.formats.transformers4 import as_transformers4
 from tests.trtllm_standin import ROPE, checkpoint, save
 
-FORMATS = [("bf16", None), ("fp8", None), ("fp8", "FP8"), ("int4_awq", None)]
+FORMATS = [
+    ("bf16", None),
+    ("fp8", None),
+    ("fp8", "FP8"),
+    ("int4_awq", None),
+    ("fp8_rowwise", None),
+    ("w4a8_awq", None),
+    ("nvfp4", None),
+]
 
 
 def faults(folder: Path) -> dict[str, str]:
@@ -98,6 +108,18 @@ CASES: dict[str, tuple[str, str, str, Change]] = {
         *("int4_awq", "layers", "would be dropped"),
         lambda c, q, t: t.update({f"{AT}.self_attn.q_proj.pre_quant_scale": ("BF16", [256])}),
     ),
+    "row scale": (
+        *("fp8_rowwise", "layers", "not 512 of F32"),
+        lambda c, q, t: t.update({f"{AT}.mlp.up_proj.weight_scale": ("F32", [])}),
+    ),
+    "second scale": (
+        *("w4a8_awq", "layers", "weight_scale_2 is missing"),
+        lambda c, q, t: t.pop(f"{AT}.mlp.up_proj.weight_scale_2"),
+    ),
+    "block scale": (
+        *("nvfp4", "layers", "not F8_E4M3 [512, 16]"),
+        lambda c, q, t: t.update({f"{AT}.mlp.up_proj.weight_scale": ("F32", [512, 16])}),
+    ),
     "all excluded": ("fp8", "layers", "no quantized layer", lambda c, q, t: q.update(exclude_modules=["*"])),
     "incomplete rope": (
         "fp8",
@@ -169,3 +191,13 @@ def test_real_exports_of_modelopt(tmp_path: Path, request: pytest.FixtureRequest
     assert "untested" in finding(made, "group_size")
     rounded = as_transformers4(request.getfixturevalue("int4_export").folder, tmp_path / "int4")
     assert "pre_quant_scale is missing" in faults(rounded)["layers"]
+
+
+def test_w4a8_layers_that_are_fused_must_share_their_scales(tmp_path: Path, tiny_w4a8: Path) -> None:
+    made = as_transformers4(tiny_w4a8, tmp_path / "made")
+    assert faults(made) == {}  # ModelOpt's own export does
+    copy = Path(shutil.copytree(tiny_w4a8, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    tensors[f"{AT}.self_attn.v_proj.input_scale"] *= 2
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "v_proj.input_scale differs" in faults(as_transformers4(copy, tmp_path / "again"))["layers"]

@@ -104,6 +104,18 @@ def test_shared_shots_count_once_so_that_they_are_not_started_anew_in_every_bloc
     assert [len({ask.context for ask in block}) for block in blocks] == [5, 5, 5, 5, 5, 5]
 
 
+def test_shots_of_several_subjects_do_not_meet_in_one_block() -> None:
+    """Contexts of two subjects with interleaved lengths: each subject's shots are started once, and once more where a
+    block ends inside the subject."""
+    subjects = [tuple(range(start, start + 100)) for start in (1000, 2000)]
+    requests = [ScoreRequest((*subjects[n % 2], *[n] * n), (1,)) for n in range(1, 60)]
+    blocks = list(score_blocks(requests, 256))
+    starts = sum(len({ask.context[0] for ask in block}) for block in blocks)
+    assert len(blocks) > 3
+    assert starts <= len(blocks) + 1
+    assert max(len(ask.context) for ask in blocks[0]) == 159, "running out of memory shows at once"
+
+
 def test_a_request_larger_than_the_budget_is_a_block_of_its_own() -> None:
     big = ScoreRequest(tuple(range(500)), (1,))
     assert list(score_blocks([ScoreRequest((1,), (2,)), big], 8)) == [[big], [ScoreRequest((1,), (2,))]]

@@ -169,3 +169,19 @@ def test_bytes_of_a_decode_step(tmp_path: Path) -> None:
     assert bytes_per_step(spec, 10, 3) == 1_000_000 + 128 * 30
     (tmp_path / "config.json").unlink()
     assert bytes_per_step(spec, 10, 3) is None
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_both_stay_in_the_record(tmp_path: Path) -> None:
+    class Small(Clockwork):
+        def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+            if len(requests) > 3:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return super().generate(requests)
+
+    grid = Grid(summary="", isl=(8,), osl=(5,), batch=(1, 8), repeats=2)
+    cells = measure(tmp_path, Small(tiny_folder()), grid=grid).cells
+    assert [(cell.batch, cell.valid) for cell in cells] == [(1, True), (8, False), (4, False), (2, True)]
+    assert [cell.reason for cell in cells[1:3]] == ["out of memory at batch 8", "out of memory at batch 4"]
+    grid = msgspec.structs.replace(grid, batch=(4, 8))
+    cells = measure(tmp_path, Small(tiny_folder()), grid=grid).cells
+    assert [cell.batch for cell in cells] == [4, 2, 8], "what the grid has anyway is not measured twice"

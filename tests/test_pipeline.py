@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,25 +18,25 @@ from quantlab import catalog, pipeline
 from quantlab.errors import Broken, QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.records import Candidate, Event, Run
+from tests.terminal import Terminal, require_gone
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
 summary: FP8 on very little text
 preset: FP8_DEFAULT_CFG
 format: fp8
-calibration: {set: python-docs, samples: 4, length: 64}
+calibration: {set: python-docs, samples: 64, length: 64, batch: 1}
 """
+# As much as makes every stage last a second or so: long enough to be stopped inside it.
 SUITE = f"""\
-summary: a handful of items
+summary: some items
 synthetic: true
 tasks:
-  - {{task: ql_arithmetic, metric: acc, limit: 48}}
-  - {{task: ql_agreement, metric: acc, limit: 48}}
+  - {{task: ql_arithmetic, metric: acc, limit: 160}}
+  - {{task: ql_agreement, metric: acc, limit: 160}}
 canary:
-  - the cat sat on the mat and the cat sat on the mat and
-  - one two three four five six one two three four five six
-  - a rose is red and a rose is sweet a rose is red and a rose is sweet
-fidelity: {{text: {ROOT / "evals" / "texts" / "heldout.txt"}, windows: 2, length: 64, burn_in: 8, top_k: 64}}
+{"".join(f"  - the cat {n} sat on the mat and the cat {n} sat on the mat and{chr(10)}" for n in range(1000))}
+fidelity: {{text: {ROOT / "evals" / "texts" / "heldout.txt"}, windows: 100, length: 128, burn_in: 8, top_k: 64}}
 """
 GRID = "summary: one cell\nisl: [8]\nosl: [4]\nbatch: [2]\nrepeats: 2\n"
 
@@ -71,10 +71,10 @@ class Bench:
             engine=engine,
         )
 
-    def command(self, ledger: Path) -> list[str]:
+    def command(self, ledger: Path, *more: str, engine: str = "fake", recipes: tuple[str, ...] = ()) -> list[str]:
         ask = self.ask()
-        return [sys.executable, "-m", "quantlab", "run", *ask.recipes, "--model", ask.model, "--suite", ask.suite,
-                "--grid", ask.grid, "--engine", "fake", "--ledger", str(ledger), "--json"]  # fmt: skip
+        words = [*(recipes or ask.recipes), "--model", ask.model, "--suite", ask.suite, "--grid", ask.grid]
+        return [sys.executable, "-m", "quantlab", "run", *words, "--engine", engine, "--ledger", str(ledger), *more]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,9 @@ def numbers(run: Run) -> list[bytes]:
         )
         fidelity = msgspec.structs.replace(each.fidelity, seconds=0.0) if each.fidelity else None
         digest = each.calibrated.checkpoint.digest if each.calibrated else None
-        found.append(msgspec.json.encode([digest, accuracy, fidelity, each.comparison, each.verdict]))
+        canary = msgspec.structs.replace(each.canary, seconds=0.0) if each.canary else None
+        checks = each.verification.checks if each.verification else None
+        found.append(msgspec.json.encode([digest, checks, canary, fidelity, accuracy, each.comparison, each.verdict]))
     return found
 
 
@@ -113,7 +115,7 @@ def test_a_run_walks_all_stages_and_judges(first: tuple[Run, Ledger, Seen]) -> N
     assert candidate.verification.passed, candidate.verification
     assert candidate.failure is None
     assert candidate.comparison is not None
-    assert candidate.comparison.suite.n == 96
+    assert candidate.comparison.suite.n == 320
     assert candidate.fidelity is not None
     assert candidate.fidelity.kl.value > 0
     assert {stage for _, stage, cached in seen.stages if not cached} >= {"calibrate", "verify", "canary"}
@@ -167,41 +169,90 @@ def test_another_margin_is_judged_without_measuring(first: tuple[Run, Ledger, Se
     assert all(cached for _, _, cached in seen.stages)
 
 
-@pytest.mark.parametrize("stage", ["calibrate", "accuracy"])
-def test_kill_9_and_the_same_command_again_give_the_same_numbers(
-    stage: str, first: tuple[Run, Ledger, Seen], bench: Bench, tmp_path: Path
+STOPS = (
+    ("bf16", "reference", "windows"),
+    ("few", "calibrate", "measuring activations"),
+    ("few", "verify", "metadata"),
+    ("few", "canary", "a few sentences"),
+    ("few", "fidelity", "windows"),
+    ("few", "accuracy", "ql_arithmetic"),
+)
+"""Recipe, stage, and words that only the stage itself sends, once it is at work."""
+
+
+def stop(terminal: Terminal, how: str, root: Path, recipe: str, stage: str, words: str) -> None:
+    """Stop the run inside a stage; nothing of that stage may stand in the ledger, and nobody may be left."""
+    terminal.until(rf"{recipe} +{stage} +{words}")
+    if how == "kill -9":
+        assert terminal.kill() == -signal.SIGKILL
+    else:
+        assert terminal.press_ctrl_c() == 130
+        assert "The same command goes on where it was." in terminal.text
+    require_gone(root)
+    entries = Ledger(root).entries()
+    assert {entry.status for entry in entries} <= {"done"}
+    assert (recipe, stage) not in {(entry.recipe, entry.stage) for entry in entries}, "it was over before"
+
+
+def test_stopped_in_every_stage_by_kill_9_and_ctrl_c_the_same_command_gives_the_same_numbers(
+    first: tuple[Run, Ledger, Seen], bench: Bench, tmp_path: Path
 ) -> None:
+    """One run of thirteen lives: each stage is killed, begun again, stopped by Ctrl-C, and begun again."""
     undisturbed, whole, _ = first
     root = tmp_path / "runs"
-    environment = {**os.environ, "QUANTLAB_HOME": str(tmp_path / "home")}
-    process = subprocess.Popen(
-        bench.command(root), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    until_at(stage, Ledger(root), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for recipe, stage, words in STOPS:
+        for how in ("kill -9", "Ctrl-C"):
+            stop(Terminal(bench.command(root)), how, root, recipe, stage, words)
+    last = Terminal(bench.command(root))
+    assert last.wait() == 0, last.text[-2000:]
     ledger = Ledger(root)
-    assert len(ledger.entries()) < len(whole.entries())
-    assert numbers(pipeline.run(bench.ask(), ledger)) == numbers(undisturbed)
+    run = ledger.last_run()
+    assert run is not None
+    assert numbers(run) == numbers(undisturbed)
+    assert kept_files(run, ledger) == kept_files(undisturbed, whole)
+    names = [(entry.recipe, entry.stage) for entry in ledger.entries()]
+    assert sorted(names) == sorted((entry.recipe, entry.stage) for entry in whole.entries())
 
 
-def until_at(stage: str, ledger: Ledger, process: subprocess.Popen[bytes], seconds: float = 240) -> None:
-    """Wait until the candidate is being calibrated, or the baseline's reference is written and accuracy is next."""
-    before = {"calibrate": ("canary", "bf16"), "accuracy": ("reference", "bf16")}[stage]
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process.poll() is None, "the run ended before it could be killed"
-        if any((entry.stage, entry.recipe) == before for entry in ledger.entries()):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the stage never came")
+def kept_files(run: Run, ledger: Ledger) -> list[bytes]:
+    """All item results, and the baseline's distribution, byte for byte."""
+    accuracies = [each.accuracy for each in run.candidates if each.accuracy]
+    references = [ledger.result(entry) for entry in ledger.entries("reference")]
+    return [ledger.path(name).read_bytes() for name in (*(a.items for a in accuracies), *(r.path for r in references))]
+
+
+def test_stopped_while_timing_the_same_command_times_every_cell(
+    first: tuple[Run, Ledger, Seen], bench: Bench, tmp_path: Path
+) -> None:
+    """Engine torch, because the fake one is never timed. Times are measured anew; what was timed is the same."""
+    root = tmp_path / "runs"
+    shutil.copytree(first[1].root, root)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("summary: long enough\nisl: [6, 8, 9]\nosl: [48]\nbatch: [1]\nrepeats: 8\nmax_variation: 9.0\n")
+    command = bench.command(root, "--stage", "throughput", "--grid", str(grid), engine="torch", recipes=("bf16",))
+    for entry in Ledger(root).entries("throughput"):
+        assert entry.result is not None
+        assert not entry.result["cells"][0]["valid"], "the fake engine's"
+    before = len(Ledger(root).entries())
+    for how in ("kill -9", "Ctrl-C"):
+        terminal = Terminal(command)
+        terminal.until("bf16 +throughput +6 in, 48 out")
+        assert (terminal.kill() if how == "kill -9" else terminal.press_ctrl_c()) in (-signal.SIGKILL, 130)
+        require_gone(root)
+        assert len(Ledger(root).entries()) == before
+    last = Terminal(command)
+    assert last.wait() == 0, last.text[-2000:]
+    (timed,) = Ledger(root).entries()[before:]
+    assert (timed.recipe, timed.stage, timed.status) == ("bf16", "throughput", "done")
+    cells = Ledger(root).result(timed).cells
+    assert [(cell.isl, cell.osl, cell.batch, cell.valid) for cell in cells] == [(n, 48, 1, True) for n in (6, 8, 9)]
 
 
 def test_two_runs_at_once_share_the_work(bench: Bench, first: tuple[Run, Ledger, Seen], tmp_path: Path) -> None:
     undisturbed, whole, _ = first
     root = tmp_path / "runs"
     environment = {**os.environ, "QUANTLAB_HOME": str(tmp_path / "home")}
-    both = [subprocess.Popen(bench.command(root), env=environment, stdout=subprocess.PIPE) for _ in range(2)]
+    both = [subprocess.Popen(bench.command(root, "--json"), env=environment, stdout=subprocess.PIPE) for _ in range(2)]
     outs = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert [numbers(msgspec.json.decode(out, type=Run)) for out in outs] == [numbers(undisturbed)] * 2

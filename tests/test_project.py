@@ -68,7 +68,7 @@ def test_the_file_tree_of_the_readme_exists() -> None:
     assert [name for name in top if not ROOT.joinpath(name).exists()] == []
 
 
-@pytest.mark.parametrize("folder", ["calibration", "evals"])
+@pytest.mark.parametrize("folder", ["calibration", "evals", "environments"])
 def test_the_vocabulary_travels_in_the_wheel(folder: str) -> None:
     build = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert build["force-include"][folder] == f"quantlab/_data/{folder}"

@@ -89,7 +89,7 @@ def test_faces_are_pure() -> None:
 
 def test_the_page_loads_nothing_and_is_small() -> None:
     source = to_html(demo())
-    assert len(source.encode()) < 300_000
+    assert len(source.encode()) < 600_000
     assert not re.search(r"https?://|@import|url\(", source)
     page = Page(source)
     assert {attrs["href"] for tag, attrs in page.tags if tag == "link"} == {"data:,"}
@@ -292,10 +292,13 @@ def test_a_run_without_candidates() -> None:
 
 def test_long_prompts_and_many_flips_keep_the_page_small() -> None:
     run = demo()
-    flip = {**run.candidates[1].flips[0], "prompt": "shot " * 4000 + "THE QUESTION"}
-    many = tuple(msgspec.structs.replace(each, flips=(flip,) * 500) for each in run.candidates)
+    flip = msgspec.structs.replace(run.candidates[1].flips[0], prompt="<shot> " * 4000 + "THE QUESTION")
+    many = tuple(msgspec.structs.replace(each, flips=(flip,) * 500, flipped=700) for each in run.candidates)
     source = to_html(msgspec.structs.replace(run, candidates=many))
-    assert len(source.encode()) < 3_000_000
+    assert 1_500_000 < len(source.encode()) < 3_000_000
+    listed = source.count("THE QUESTION")
+    assert sum(int(found) for found in re.findall(r"(\d+) shown of 700", source)) == listed > 100
+    assert all(int(a) + int(b) == 700 for a, b in re.findall(r"(\d+) shown of 700; (\d+) less", source))
     assert "THE QUESTION" in source
     assert "characters left out" in source
 

@@ -158,18 +158,64 @@ def test_tables_sort_by_value_with_the_keyboard(show: Any) -> None:
         assert len(values) == len(shown) - 1
 
 
-def test_flips_are_filtered(show: Any) -> None:
+def test_flips_are_searched_and_filtered(show: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.select import Select
 
     page = show("demo")
-    box = page.find_element(By.CSS_SELECTOR, "#flips details")
-    Select(box.find_element(By.CSS_SELECTOR, "[data-filter=task]")).select_by_visible_text("facts")
-    Select(box.find_element(By.CSS_SELECTOR, "[data-filter=direction]")).select_by_visible_text("worse")
-    left = [item for item in box.find_elements(By.CSS_SELECTOR, "li") if item.is_displayed()]
+    box = page.find_element(By.CSS_SELECTOR, "#flips .browser")
+    visible = """return [...arguments[0].querySelectorAll('li')]
+        .filter((li) => li.checkVisibility()).map((li) => li.textContent)"""
+    said = box.find_element(By.TAG_NAME, "output")
+    assert len(page.execute_script(visible, box)) == 18
+    Select(box.find_element(By.CSS_SELECTOR, "[data-choose=task]")).select_by_visible_text("facts")
+    Select(box.find_element(By.CSS_SELECTOR, "[data-choose=direction]")).select_by_visible_text("worse")
+    left = page.execute_script(visible, box)
+    assert 0 < len(left) < 5
+    assert all("facts" in text and "worse" in text for text in left)
+    assert said.text == f"{len(left)} of 18"
+    Select(box.find_element(By.CSS_SELECTOR, "[data-choose=task]")).select_by_index(0)
+    Select(box.find_element(By.CSS_SELECTOR, "[data-choose=direction]")).select_by_index(0)
+    assert said.text == ""
+    box.find_element(By.CSS_SELECTOR, "[data-search]").send_keys("TUNGSTEN ti")
+    left = page.execute_script(visible, box)
     assert 0 < len(left) < 18
-    assert all("facts" in item.text and "worse" in item.text for item in left)
-    assert box.find_element(By.TAG_NAME, "output").text == f"{len(left)} of 18"
+    assert all("tungsten" in text and "Ti" in text for text in left)
+
+
+def test_flips_are_walked_with_the_keyboard(show: Any) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    page = show("demo")
+    keys = lambda *pressed: ActionChains(page).send_keys(*pressed).perform()  # noqa: E731
+    active = "return [...document.querySelectorAll('.browser[open] li')].indexOf(document.activeElement.closest('li'))"
+    opened = "return document.activeElement.closest('details').open"
+    keys("/")
+    assert page.execute_script("return document.activeElement.type") == "search"
+    keys("agreement", Keys.ARROW_DOWN)
+    first = page.execute_script(active)
+    assert first >= 0
+    assert page.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    keys(Keys.ARROW_DOWN)
+    assert page.execute_script(active) > first + 1  # items that the search hides are stepped over
+    assert not page.execute_script(opened)
+    keys(Keys.ENTER)
+    assert page.execute_script(opened)
+    keys(Keys.HOME)
+    assert page.execute_script(active) == first
+    keys("/", Keys.ESCAPE)
+    assert page.execute_script("return document.activeElement.value") == ""
+
+
+def test_categories_say_which_are_sure(show: Any) -> None:
+    page = show("demo")
+    rows = "return [...document.querySelectorAll('#categories-h ~ details tbody tr')].map((row) => row.innerText)"
+    found = page.execute_script(rows)
+    assert len(found) == 3
+    assert "geography" in found[0]
+    assert "yes" in found[0]
+    assert all("no" in row.split() for row in found[1:])
 
 
 def test_hostile_markup_is_inert(show: Any) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from quantlab.records import FORMATS
+
 CONTRACT = Path(__file__).parent / "contracts" / "trtllm_1_2_1.json"
 VOCABULARY = 512
 PADDING = 64
@@ -286,9 +288,9 @@ def checkpoint(folder: Path, format_: str, *, group: int = 128, kv: str | None =
         "rope_parameters": ROPE,
     }
     if format_ != "bf16":
-        algorithm = {"fp8": "FP8", "int4_awq": "W4A16_AWQ"}[format_]
+        algorithm = FORMATS[format_].algorithms[0]
         words: dict[str, Any] = {"quant_algo": algorithm, "kv_cache_quant_algo": kv, "exclude_modules": ["lm_head"]}
-        words |= {"group_size": group} if format_ == "int4_awq" else {}
+        words |= {"group_size": group} if FORMATS[format_].grouped else {}
         (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": words}))
         config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": algorithm}
     (folder / "config.json").write_text(json.dumps(config))
@@ -301,8 +303,17 @@ def _layer(name: str, outputs: int, inputs: int, format_: str, group: int) -> di
     if format_ == "fp8":
         scales = {f"{name}.{scale}": ("F32", list[int]()) for scale in ("weight_scale", "input_scale")}
         return {f"{name}.weight": ("F8_E4M3", [outputs, inputs]), **scales}
-    if format_ == "int4_awq":
-        made = {
+    if format_ == "fp8_rowwise":
+        return {f"{name}.weight": ("F8_E4M3", [outputs, inputs]), f"{name}.weight_scale": ("F32", [outputs])}
+    if format_ == "nvfp4":
+        return {
+            f"{name}.weight": ("U8", [outputs, inputs // 2]),
+            f"{name}.weight_scale": ("F8_E4M3", [outputs, inputs // 16]),
+            **{f"{name}.{scale}": ("F32", list[int]()) for scale in ("weight_scale_2", "input_scale")},
+        }
+    if format_ in ("int4_awq", "w4a8_awq"):
+        scales = ("weight_scale_2", "input_scale") if format_ == "w4a8_awq" else ()
+        made = {f"{name}.{scale}": ("F32", list[int]()) for scale in scales} | {
             f"{name}.weight": ("U8", [outputs // 2, inputs]),
             f"{name}.weight_scale": ("F32", [outputs, inputs // group]),
         }

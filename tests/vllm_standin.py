@@ -49,14 +49,18 @@ def record(names: Sequence[str], **values: Any) -> Any:
 class Standin:
     """One vLLM: its modules, and what was done to it."""
 
-    def __init__(self, surface: dict[str, Any] | None = None, *, stamps: bool = True, extra: int = 0) -> None:
+    def __init__(
+        self, surface: dict[str, Any] | None = None, *, stamps: bool = True, extra: int = 0, room: int = 10**9
+    ) -> None:
         """Args:
         surface: a contract.
         stamps: keep first_token_ts; an engine with log stats off has none.
         extra: score that many tokens too few.
+        room: prompts of one call that fit into memory. Of a larger one the requests stay in the queue.
         """
         self.surface = surface or contract()
-        self.stamps, self.extra = stamps, extra
+        self.stamps, self.extra, self.room = stamps, extra, room
+        self.queue: dict[str, tuple[Any, Any]] = {}
         self.given: dict[str, Any] = {}
         """Arguments of the LLM."""
         self.calls: list[list[dict[str, Any]]] = []
@@ -102,7 +106,9 @@ class Standin:
 
     def _made(self, model: str, longest: int) -> Any:
         client = record(["shutdown"], shutdown=lambda timeout=None: self.ended.append("shutdown"))
-        engine = record(self.surface["attributes"]["LLMEngine"], engine_core=client)
+        queue = record(self.surface["attributes"]["OutputProcessor"], request_states=self.queue)
+        names = [*self.surface["attributes"]["LLMEngine"], "abort_request"]
+        engine = record(names, engine_core=client, output_processor=queue, abort_request=self._abort)
         config = record(self.surface["fields"]["ModelConfig"], max_model_len=longest, dtype="torch.bfloat16")
         checkpoint = Checkpoint(path=model, digest="", recipe="bf16", format="bf16", architecture="")
         fake = FakeSession(Artifact(engine="fake", path=model, checkpoint=checkpoint), EngineConfig())
@@ -115,13 +121,21 @@ class Standin:
                 self._require("fields", "TokensPrompt", prompt)
                 if len(prompt["prompt_token_ids"]) >= longest:
                     raise ValueError("The decoder prompt is longer than the maximum model length")
-            return [
-                self._answer(fake, p["prompt_token_ids"], s, longest)
-                for p, s in zip(prompts, sampling_params, strict=True)
-            ]
+            asked = zip(prompts, sampling_params, strict=True)
+            self.queue.update({f"{len(self.calls)}-{at}": one for at, one in enumerate(asked)})
+            if len(prompts) > self.room:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            all_ = [self._answer(fake, p["prompt_token_ids"], s, longest) for p, s in self.queue.values()]
+            self.queue.clear()
+            return all_
 
         made.generate = generate
         return made
+
+    def _abort(self, request_ids: list[str], **given: Any) -> None:
+        self._require("parameters", "LLMEngine.abort_request", given)
+        for name in request_ids:
+            del self.queue[name]
 
     def _answer(self, fake: FakeSession, prompt: list[int], params: Any, longest: int) -> Any:
         began = time.monotonic()

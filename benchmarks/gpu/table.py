@@ -11,12 +11,15 @@ from pathlib import Path
 from quantlab.ledgers import Ledger
 from quantlab.records import Cell, Throughput
 
+COLUMNS = (
+    *("machine", "recipe", "batch", "decode tokens/s [min, max]", "x bf16", "TTFT ms", "TPOT ms", "bandwidth share"),
+    *("varies", "J a token", "W", "held down"),
+)
+
 
 def main(folders: list[Path]) -> None:
-    print(
-        "| machine | recipe | batch | decode tokens/s [min, max] | x bf16 | TTFT ms | TPOT ms | bandwidth share | varies | J a token | W | held down |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|")
     for folder in folders:
         ledger = Ledger(folder)
         runs = {entry.recipe: ledger.result(entry) for entry in ledger.entries("throughput") if entry.status == "done"}
@@ -36,7 +39,8 @@ def rows(machine: str, recipe: str, run: Throughput, base: dict[int, Cell]) -> N
         spread = f"[{speed.low or 0:,.0f}, {speed.high or 0:,.0f}]"
         print(
             f"| {machine} | {recipe} | {cell.batch} | {speed.value:,.0f} {spread} "
-            f"| {speed.value / against.value:.2f} | {first.value * 1e3:.1f} | {each.value * 1e3:.2f} | {share} | {drawn(cell)} |"
+            f"| {speed.value / against.value:.2f} | {first.value * 1e3:.1f} | {each.value * 1e3:.2f} "
+            f"| {share} | {drawn(cell)} |"
         )
 
 

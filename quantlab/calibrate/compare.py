@@ -14,15 +14,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from quantlab.calibrate import probe
+from quantlab.calibrate import codes, probe
 from quantlab.calibrate.exported import Exported
-from quantlab.formats.modelopt import open_model, unpack_codes, unpack_int4
+from quantlab.formats.modelopt import open_model
+from quantlab.formats.readers import reader_of
 
 SAME_CODES = 0.995
 """Least share of equal codes. In float32 0.13 % differ: ModelOpt divides where its simulation multiplies."""
-RESIDUAL = {"fp8": 0.06, "int4_awq": 0.3, "int4": 0.3, "bf16": 0.02}
-"""Largest rounding error of a layer's weights, relative. Expected: FP8 0.026, int4 in groups of 64 about 0.1."""
-LAYER = {"fp8": 0.05, "int4_awq": 0.03, "int4": 0.03}
+RESIDUAL = {"fp8": 0.06, "fp8_rowwise": 0.06, "int8_sq": 0.06, "int4_awq": 0.3, "int4": 0.3, "w4a8_awq": 0.3,
+            "nvfp4": 0.3}  # fmt: skip
+"""Largest rounding error of a layer's weights, relative. Expected: FP8 0.026, int8 with a scale a row 0.01, int4 in
+groups of 64 about 0.1."""
+LAYER = {"fp8": 0.05, "fp8_rowwise": 0.02, "int8_sq": 0.05, "int4_awq": 0.03, "int4": 0.03, "w4a8_awq": 0.06,
+         "nvfp4": 0.05}  # fmt: skip
 """Largest distance of a layer's output from the probe's. Measured on SmolLM2: FP8 0.07 % on average and 1.7 % at most
 (codes of activations that fell to the other side), int4 0.5 % and 1.5 %: its weights were int4 once before, so
 many lie exactly between two codes, where ModelOpt's export and its simulation choose differently."""
@@ -37,7 +41,7 @@ Finding = tuple[bool, str]
 
 def scales(export: Exported) -> Finding:
     """Every scale is a finite positive number of the right shape."""
-    names = [name for name in export.made if name.endswith("_scale")]
+    names = [name for name in export.made if name.endswith(("_scale", "_scale_2"))]
     bad = []
     low, high = float("inf"), 0.0
     for name in names:
@@ -54,10 +58,10 @@ def scales(export: Exported) -> Finding:
 
 def saturation(export: Exported, limit: float) -> Finding:
     """Codes at the end of their range."""
-    end = 448 if export.format == "fp8" else 7
+    end = export.rules.end
 
     def share(name: str) -> float:
-        return float((_codes(export, name).abs() >= end).float().mean())
+        return float((codes.stored(export, name).abs() >= end).float().mean())
 
     name, worst, mean = _worst(export.each_layer(share))
     return worst <= limit, f"{mean:.3%} of codes at the end of the range, at most {worst:.3%} ({name})."
@@ -65,48 +69,29 @@ def saturation(export: Exported, limit: float) -> Finding:
 
 def weights(export: Exported) -> Finding:
     """The codes are the rounding of the source's weights."""
-    name, worst, mean = _worst(export.each_layer(lambda layer: _residual(export, layer)))
+    name, worst, mean = _worst(_residuals(export))
     text = f"rounding error {mean:.1%} of the weights, at most {worst:.1%} ({name})"
     good = worst <= (RESIDUAL[export.format] if export.quantized else 1.0)
-    if export.format != "int4_awq" and export.quantized:
-        odd, least, same = _worst(export.each_layer(lambda layer: _same_codes(export, layer)), lowest=True)
+    if not export.rules.moves_scales and export.quantized:
+        odd, least, same = _worst(export.each_layer(lambda layer: codes.share_equal(export, layer)), lowest=True)
         text += f"; {same:.3%} of codes equal to the source rounded again, at least {least:.3%} ({odd})"
         good &= least >= SAME_CODES
     return good, text + "."
 
 
-def _codes(export: Exported, layer: str) -> Tensor:
-    stored = export.read(f"{layer}.weight")
-    return unpack_codes(stored).float() if stored.dtype is torch.uint8 else stored.float()
+def _residuals(export: Exported) -> dict[str, float]:
+    """Rounding error of every layer, what was moved between weights and input taken out."""
+    reader = reader_of(export.folder, export.layers) if export.quantized else None
 
+    def residual(layer: str) -> float:
+        source = export.read_source(f"{layer}.weight").float()
+        outputs, inputs = source.shape
+        made = reader.layer(layer, (outputs, inputs)).dense() if reader else export.read(f"{layer}.weight").float()
+        if not export.rules.moves_scales:
+            return probe.distance(source, made)
+        return probe.distance(source, made * (source * made).sum(0) / made.square().sum(0).clamp_min(1e-30))
 
-def _dequantized(export: Exported, layer: str) -> Tensor:
-    stored = export.read(f"{layer}.weight")
-    if stored.dtype is torch.uint8:
-        return unpack_int4(stored, export.read(f"{layer}.weight_scale"))
-    scale = export.read(f"{layer}.weight_scale").float() if f"{layer}.weight_scale" in export.made else torch.ones(())
-    return stored.float() * scale.reshape(-1, 1) if scale.numel() > 1 else stored.float() * scale
-
-
-def _residual(export: Exported, layer: str) -> float:
-    source, made = export.read_source(f"{layer}.weight").float(), _dequantized(export, layer)
-    if source.shape != made.shape:
-        return float("inf")
-    factor = (source * made).sum(0) / made.square().sum(0).clamp_min(1e-30) if export.format == "int4_awq" else 1.0
-    return probe.distance(source, made * factor)
-
-
-def _same_codes(export: Exported, layer: str) -> float:
-    source, scale = export.read_source(f"{layer}.weight").float(), export.read(f"{layer}.weight_scale").float()
-    codes = _codes(export, layer)
-    grouped = scale.dim() == 2 and scale.shape[0] == source.shape[0] and source.shape[1] % scale.shape[1] == 0
-    if source.shape != codes.shape or not (export.format == "fp8" or grouped):
-        return 0.0
-    if export.format == "fp8":
-        again = (source / scale.reshape(-1, 1)).clamp(-448, 448).to(torch.float8_e4m3fn).float()
-    else:
-        again = (source / scale.repeat_interleave(source.shape[1] // scale.shape[1], 1)).round().clamp(-8, 7)
-    return float((again == codes).float().mean())
+    return export.each_layer(residual)
 
 
 def reopened(export: Exported) -> Finding:
@@ -130,7 +115,7 @@ def _logits(kept: Tensor, found: Tensor, export: Exported) -> Finding:
     mean = float((kept - found).abs().mean() / kept.std(-1).mean())
     top1 = float((kept.argmax(-1) == found.argmax(-1)).float().mean())
     text = f"logits by {mean:.2%} of their spread, top-1 {top1:.0%} of {len(kept)} positions"
-    if export.format == "fp8" or export.simulated:
+    if export.rules.codes == "F8_E4M3" or export.rules.input_scale or export.simulated:
         return mean == mean, f"{text} (information: small models are chaotic here)"
     return mean <= LOGITS[0] and top1 >= LOGITS[1], text
 

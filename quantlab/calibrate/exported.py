@@ -12,7 +12,7 @@ from quantlab import weights as folders
 from quantlab.calibrate.accounting import bits_of
 from quantlab.errors import Broken
 from quantlab.formats import names
-from quantlab.records import VerifyJob
+from quantlab.records import FORMATS, Format, VerifyJob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,11 @@ class Exported:
     @property
     def format(self) -> str:
         return self.spec.recipe.format
+
+    @property
+    def rules(self) -> Format:
+        """What the format stores."""
+        return FORMATS[self.format]
 
     @property
     def simulated(self) -> bool:
@@ -96,15 +101,12 @@ class Exported:
         return {name for name in self.source if name not in self.made and not name.startswith("lm_head.")}
 
     def expected_bytes(self) -> int:
-        """From the source's shapes and the recipe: 8 bits, or 4 bits and a float32 a group; the rest as there."""
+        """From the source's shapes and the recipe: codes and scales; the rest as there."""
         quantized = {f"{name}.weight" for name in self.layers} if self.quantized else set()
         bits = sum(bits_of(one) for name, one in self.source.items() if name not in quantized and name in self.made)
         for name in quantized:
             rows, columns = self.source[name]["shape"]
-            if self.format == "fp8":
-                bits += 8 * rows * columns + 2 * 32
-            else:
-                bits += 4 * rows * columns + 32 * rows * (columns // (self.group_size or columns))
+            bits += self.rules.layer_bits(rows, columns, self.group_size)
         return bits // 8
 
     def tensor_bytes(self) -> int:

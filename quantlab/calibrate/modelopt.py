@@ -2,14 +2,15 @@
 
 What ModelOpt does silently, and what is done about it here:
 
-* AWQ's search costs 11 roundings of every weight *per batch*, so all samples go in one batch as far as memory allows.
+* AWQ's search costs 11 roundings of every weight *per batch*, so all samples go in one batch if memory allows.
 * After AWQ each of q, k, v (and gate, up) has its own input scale; the export averages them and rounds the weights
-  again, so it is a different model from the one just calibrated. `requantize_resmooth_fused_llm_layers` does that to
-  the live model first; from then on live and exported are the same, which `verify` proves.
+  again (NVFP4: one common range), so it is another model than the calibrated one.
+  `requantize_resmooth_fused_llm_layers` does that to the live model first; from then on both are the same.
 * A quantizer that never saw data has no `amax` and is exported without a scale: checked before the export.
 * On a CPU the arithmetic is float32 whatever the checkpoint's type: bfloat16 is six times slower there without
   AVX512-BF16, and its rounding would hide what `verify` looks for. What will be stored in 16 bit is rounded
   to 16 bit before the probe is taken.
+* NVFP4's blocks are rounded by a GPU kernel. On a CPU ModelOpt's tensor class does it, as a quantizer's backend.
 * The export packs the weights in place; the live model is useless afterwards, so the probe comes before it.
 """
 
@@ -28,7 +29,7 @@ from torch import nn
 
 from quantlab import disk
 from quantlab import weights as folders
-from quantlab.calibrate import accounting, presets, probe, source
+from quantlab.calibrate import accounting, folded, presets, probe, source
 from quantlab.calibrate.feed import Feed, choose_batch, fed, placed
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 COPIED = sorted(set(folders.IDENTITY) - {"config.json", "hf_quant_config.json", "quant_cfg.json"})
 """Files that are taken over as they are: the tokenizer, its chat template, generation defaults."""
+
+BLOCKS = "quantlab_nvfp4"
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,8 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter) 
 
 
 def _let_export_see(model: Any, data: Samples | Pictures) -> None:
-    """ModelOpt finds out which layers share an input by a forward pass of its own, on text. Without an image that pass
-    skips the cross-attention layers, and their gate and up projections keep two different input scales, which no fused
-    kernel can honour. `get_dummy_inputs` is its hook for other inputs."""
+    """ModelOpt's own forward pass finds layers that share an input. On text it skips the cross-attention layers, whose gate
+    and up then keep two input scales; `get_dummy_inputs` is its hook for other inputs."""
     if isinstance(data, Pictures):
         model.get_dummy_inputs = lambda: {**placed(data.probe(), model), "use_cache": False}
 
@@ -142,7 +144,37 @@ def _insert(model: nn.Module, config: dict[str, Any]) -> tuple[str, ...]:
         raise Refused("ModelOpt finds no layer to quantize in it.", place=name, cure=cure)
     for layer in layers:
         _check_group(layer, model.get_submodule(layer))
+    if next(model.parameters()).device.type == "cpu":
+        _round_blocks_without_gpu(model)
     return layers
+
+
+def _round_blocks_without_gpu(model: nn.Module) -> None:
+    """Give NVFP4's quantizers a backend that needs no GPU."""
+    from modelopt.torch.quantization.nn.modules import tensor_quantizer as backends
+
+    if not backends.is_registered_quant_backend(BLOCKS):
+        backends.register_quant_backend(BLOCKS, _nvfp4)
+    for quantizer in _in_blocks(model):
+        quantizer.backend = BLOCKS
+
+
+def _in_blocks(model: nn.Module) -> Iterator[Any]:
+    """NVFP4's quantizers."""
+    for name in _quantizers(model):
+        quantizer: Any = model.get_submodule(name)
+        if (getattr(quantizer, "block_sizes", None) or {}).get("scale_bits") == (4, 3):
+            yield quantizer
+
+
+def _nvfp4(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    second = quantizer.amax.float() / (6 * 448)
+    made, scale, _ = NVFP4QTensor.quantize(inputs, quantizer.block_sizes[-1], None, second)
+    blocks = quantizer.block_sizes
+    back: torch.Tensor = made.dequantize(inputs.dtype, scale=scale, double_scale=second, block_sizes=blocks)
+    return back.reshape(inputs.shape)
 
 
 def _check_group(name: str, layer: nn.Module) -> None:
@@ -189,7 +221,7 @@ def _is_dynamic(quantizer: Any) -> bool:
 
 
 def _resmooth(model: nn.Module, method: str) -> list[str]:
-    if not method.startswith("awq"):
+    if not (method.startswith("awq") or method == "smoothquant" or any(_in_blocks(model))):
         return []
     from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
 
@@ -227,8 +259,10 @@ def _write(spec: CalibrateJob, live: _Live, folder: Path, reporter: Reporter) ->
     if data is None and hasattr(live.model.config, "vision_config"):
         data = noise(Path(spec.weights.path))
     kept = probe.record(live.model, live.layers, probe.inputs(data, vocabulary))
-    write = _write_folded if spec.recipe.export == "folded" else _write_unified
-    write(spec, live, folder)
+    if spec.recipe.export == "folded":
+        folded.write(spec, live.model, live.layers, folder)
+    else:
+        _write_unified(spec, live, folder)
     for name in COPIED:
         if (Path(spec.weights.path) / name).is_file():
             shutil.copyfile(Path(spec.weights.path) / name, folder / name)
@@ -264,17 +298,3 @@ def _stored(name: str, tensor: torch.Tensor, stored: torch.dtype) -> torch.Tenso
     """Scales keep their float32: a scale of bfloat16 would shift a whole group by up to 0.4 %."""
     scale = name.endswith(("_scale", "_scale_2")) and not name.endswith("pre_quant_scale")
     return tensor if scale or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16) else tensor.to(stored)
-
-
-def _write_folded(spec: CalibrateJob, live: _Live, folder: Path) -> None:
-    """The rounded weights in a plain checkpoint of the source's type: a simulation for formats without an export."""
-    folded = live.model.state_dict()
-    for name in live.layers:
-        layer: Any = live.model.get_submodule(name)
-        weight = layer.weight_quantizer(layer.weight)
-        scale = getattr(layer.input_quantizer, "_pre_quant_scale", None)
-        folded[f"{name}.weight"] = weight if scale is None else weight * scale
-    plain: Any = source.load(spec)
-    stored = source.stored_type(spec.weights.path)
-    plain.load_state_dict({name: folded[name] for name in plain.state_dict()})
-    plain.to(stored).save_pretrained(folder)

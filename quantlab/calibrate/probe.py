@@ -80,12 +80,16 @@ def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def output(model: nn.Module, name: str, x: Tensor) -> Tensor:
-    """What one layer makes of `x`; float32 on the CPU."""
+    """What one layer makes of the rows `x`; float32 on the CPU.
+
+    The rows come as the one sequence of a batch, as in the model: ModelOpt's ranges of single tokens remember how many
+    axes they saw, and with one axis less they are ranges of single numbers, which round nothing.
+    """
     layer = model.get_submodule(name)
     tensors = [*layer.parameters(), *layer.buffers()]
     with torch.inference_mode():
-        found: Tensor = layer(x.to(tensors[0].device))
-        return found.float().cpu()
+        found: Tensor = layer(x.to(tensors[0].device).unsqueeze(0))
+        return found.squeeze(0).float().cpu()
 
 
 @contextmanager

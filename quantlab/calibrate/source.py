@@ -73,7 +73,7 @@ def calibration(spec: CalibrateJob, model: nn.Module) -> Samples | Pictures | No
         _pictures(spec, spec.set, asked) if hasattr(config, "vision_config") else _text(spec, spec.set, asked, config)
     )
     # Llama 3.2 Vision embeds eight more tokens than it can say; the image token is one of them.
-    if found.largest_id >= int(model.get_input_embeddings().weight.shape[0]):  # type: ignore[operator]
+    if found.largest_id >= int(model.get_input_embeddings().weight.shape[0]):
         raise Broken(
             "the tokenizer knows tokens that the model has no row for.", place=spec.weights.path, cure="Fetch it again."
         )

@@ -5,7 +5,8 @@ an FP8 weight without `input_scale`, a `pre_quant_scale` nobody applies. Each ch
 three witnesses: the headers (names, types, shapes), the source weights (are these codes the rounding of those weights?)
 and the probe (does the reopened model compute what the calibrated one did?).
 
-A check that cannot be carried out has failed, with the reason as its finding.
+A check that cannot be carried out has failed, with the reason as its finding. The last one judges nothing: it measures
+what quantizing did to each layer (damage.py), for whoever asks where a loss comes from.
 """
 
 from __future__ import annotations
@@ -15,23 +16,20 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from quantlab.calibrate import compare
+from quantlab.calibrate import compare, damage
 from quantlab.calibrate.exported import Exported
 from quantlab.errors import QuantlabError
 from quantlab.formats import names
 from quantlab.formats.modelopt import read_quantization
-from quantlab.records import Check, Verification, VerifyJob
+from quantlab.records import Check, LayerDamage, Verification, VerifyJob
 
 if TYPE_CHECKING:
     from quantlab.worker import Reporter
 
-ALGORITHMS = {"fp8": ("FP8",), "int4_awq": ("W4A16_AWQ",), "int4": ("W4A16_AWQ", "W4A16"), "bf16": (None,)}
-"""Recipe's format -> what hf_quant_config.json may say. Round-to-nearest int4 is written as AWQ, too."""
-CODES = {"fp8": "F8_E4M3", "int4_awq": "U8", "int4": "U8"}
-"""Recipe's format -> type of a quantized weight in the headers."""
 SIZE_TOLERANCE = 0.02
-SATURATED = {"fp8": 0.01, "int4_awq": 0.25, "int4": 0.25}
-"""Share of codes at the end of their range above which a scale is too small. One code a group is there by right."""
+SATURATED = {"tensor": 0.01, "row": 0.05, "group": 0.25}
+"""Share of codes at the end of their range above which a scale is too small, by what shares a scale: one code of it is
+there by right."""
 
 Finding = tuple[bool, str]
 
@@ -40,6 +38,7 @@ def run(spec: VerifyJob, reporter: Reporter) -> Verification:
     """All checks, in order; nothing is raised for a checkpoint that is wrong."""
     started = time.monotonic()
     checks: list[Check] = []
+    located: tuple[LayerDamage, ...] = ()
     export: Exported | None = None
 
     def attempt(name: str, check: Callable[[], Finding]) -> None:
@@ -54,14 +53,20 @@ def run(spec: VerifyJob, reporter: Reporter) -> Verification:
         export = Exported.open(spec)
         return True, f"{len(export.made)} tensors in whole files"
 
+    def locate() -> Finding:
+        nonlocal located
+        assert export is not None
+        located = damage.locate(export)
+        return True, damage.finding(located)
+
     attempt("files", opened)
     if export is not None:
-        steps = _steps(export)
+        steps = [*_steps(export), *([("damage", locate)] if export.layers else [])]
         for done, (name, check) in enumerate(steps):
             reporter.progress("verify", done, len(steps), name)
             attempt(name, check)
     reporter.progress("verify", 1, 1, "")
-    return Verification(checks=tuple(checks), seconds=round(time.monotonic() - started, 3))
+    return Verification(checks=tuple(checks), damage=located, seconds=round(time.monotonic() - started, 3))
 
 
 def _steps(export: Exported) -> list[tuple[str, Callable[[], Finding]]]:
@@ -84,7 +89,7 @@ def _steps(export: Exported) -> list[tuple[str, Callable[[], Finding]]]:
         ("input_scale", lambda: input_scale(export)),
         ("pre_quant_scale", lambda: pre_quant_scale(export)),
         ("scales", lambda: compare.scales(export)),
-        ("saturation", lambda: compare.saturation(export, SATURATED[export.format])),
+        ("saturation", lambda: compare.saturation(export, SATURATED[export.rules.scales])),
     ]
     return [*always, *scaled, *probed]
 
@@ -94,8 +99,8 @@ def metadata(export: Exported) -> Finding:
     from transformers import AutoTokenizer
 
     said = read_quantization(export.folder)
-    expected = ALGORITHMS[export.format] if export.quantized else (None,)
-    group = export.group_size if export.quantized and export.format != "fp8" else None
+    expected = export.rules.algorithms if export.quantized else (None,)
+    group = export.group_size if export.quantized and export.rules.scales == "group" else None
     cache = "FP8" if export.spec.recipe.kv_cache == "fp8" and not export.simulated else None
     problems = []
     if said.algorithm not in expected:
@@ -119,7 +124,7 @@ def metadata(export: Exported) -> Finding:
 
 def coverage(export: Exported) -> Finding:
     """Every intended layer is quantized and no other; everything of the source is there."""
-    found = export.layers_with(CODES.get(export.format, "none"))
+    found = export.layers_with(export.rules.codes if export.quantized else "none")
     meant = set(export.layers) if export.quantized else set()
     problems = _named("left in 16 bit", meant - found) + _named("quantized and not meant to be", found - meant)
     problems += _named("in the source and quantized in other layers only", export.forgotten() if meant else set())
@@ -162,17 +167,19 @@ def size(export: Exported) -> Finding:
 
 
 def input_scale(export: Exported) -> Finding:
-    """FP8 is static: without `input_scale` an engine takes 1.0, and clips or flushes nearly everything."""
+    """Where activations are rounded statically: without `input_scale` an engine takes 1.0, and clips or flushes nearly
+    everything."""
     have = {name for name in export.layers if f"{name}.input_scale" in export.made}
-    wanted = set(export.layers) if export.format == "fp8" else set()
+    wanted = set(export.layers) if export.rules.input_scale else set()
     problems = _named("without input_scale", wanted - have)
     problems += _named("with an input_scale it should not have", have - wanted)
-    text = f"present for all {len(have)} layers." if wanted else "none, as activations stay in 16 bit."
+    text = f"present for all {len(have)} layers." if wanted else "none, as no range of activations is stored."
     return not problems, "; ".join(problems) + "." if problems else text
 
 
 def pre_quant_scale(export: Exported) -> Finding:
-    """Only AWQ has it, and then for all layers of a kind: q, k, v, gate and up have theirs folded into a norm.
+    """AWQ and SmoothQuant have it, and then for all layers of a kind: AWQ folds that of q, k, v, gate and up into
+    a norm.
 
     Gate and up are one matrix product in every fast runtime, which has room for one input scale and not for two. In the
     cross-attention layers of Llama 3.2 Vision they keep two where the export's own forward pass had no image.
@@ -181,9 +188,10 @@ def pre_quant_scale(export: Exported) -> Finding:
     kinds = {names.kind(name) for name in have}
     lost = {name for name in export.layers if names.kind(name) in kinds} - have
     problems = _named("without pre_quant_scale although others of their kind have it", lost)
-    split = {name for name in have if name.endswith(("gate_proj", "up_proj"))}
-    problems += _named("with a pre_quant_scale of its own where gate and up need a common one", split)
-    if export.format != "int4_awq":
+    if export.format == "int4_awq":
+        split = {name for name in have if name.endswith(("gate_proj", "up_proj"))}
+        problems += _named("with a pre_quant_scale of its own where gate and up need a common one", split)
+    if not export.rules.moves_scales:
         problems += _named("with a pre_quant_scale that nothing asked for", have)
     text = f"present for {len(have)} layers ({', '.join(sorted(kinds))})." if have else "none."
     return not problems, "; ".join(problems) + "." if problems else text

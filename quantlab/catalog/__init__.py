@@ -5,6 +5,7 @@
     files     word -> file, listing, copying, relative files
     models    word -> Model           models.yaml
     gpus      name -> Datasheet       gpus.yaml
+    published Model -> scores that others published, evals/published.yaml
     digests   what a suite or a set really reads, as one digest
 
 Only this room reads `calibration/` and `evals/`. It imports nothing heavy, so that `quantlab ls` is instant.
@@ -34,6 +35,7 @@ from quantlab.catalog.files import (
 from quantlab.catalog.gpus import Datasheet, gpu, gpus, target
 from quantlab.catalog.models import model, models
 from quantlab.catalog.published import Published, published
+from quantlab.catalog.scores import published_scores
 from quantlab.catalog.strict import nearest, show
 from quantlab.errors import BadInput
 from quantlab.records import CalibrationSet, digest
@@ -61,6 +63,7 @@ __all__ = [
     "package_file",
     "policy",
     "published",
+    "published_scores",
     "recipe",
     "resolve",
     "set_digest",

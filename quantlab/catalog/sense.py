@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quantlab.catalog.strict import Complaint, Parts
-from quantlab.records import CalibrationSet, Grid, Policy, Recipe, Suite
+from quantlab.records import FORMATS, CalibrationSet, Grid, Policy, Recipe, Suite
 
 
 def recipe(record: Recipe) -> Iterator[Complaint]:
@@ -27,7 +27,7 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
         )
     if isinstance(record.group_size, int):
         yield from _least(record.group_size, 1, "group_size")
-    if record.group_size is not None and record.format in ("bf16", "fp8"):
+    if record.group_size is not None and not FORMATS[record.format].grouped:
         yield ("group_size",), f"{record.format} has no groups.", "Write group_size: null."
     if asked := record.calibration:
         yield from _least(asked.samples, 1, "calibration", "samples")
@@ -97,6 +97,19 @@ def policy(record: Policy) -> Iterator[Complaint]:
             yield (name,), f"{getattr(record, name)} is not a share.", "Write a number from 0 to 1."
     if not 0.5 <= record.confidence < 1:
         yield ("confidence",), f"{record.confidence} is not a confidence.", "Write for instance 0.95."
+    yield from _looks(record)
+
+
+def _looks(record: Policy) -> Iterator[Complaint]:
+    """An early run can only claim something about the suite, needs a margin to bet on, and looks that grow."""
+    if record.early and record.scope == "population":
+        cure = "Write `scope: suite`, or `early: false`."
+        yield ("scope",), "an early run decides about the suite in full, not about a population.", cure
+    if record.early and not 0 < record.max_drop < 100:
+        yield ("max_drop",), f"{record.max_drop:g} points leave nothing to decide early.", "Write a number above 0."
+    yield from _least(record.first_look, 1, "first_look")
+    if not 1.1 <= record.look_growth <= 100:
+        yield ("look_growth",), f"{record.look_growth} does not grow well.", "Write for instance 2."
 
 
 def _least(value: Any, least: int, *parts: str | int) -> Iterator[Complaint]:

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cp": ("quantlab.cli.look:cp", "Copy one of them here to change it."),
     "report": ("quantlab.cli.report:report", "Show or rewrite the report of a run in the ledger."),
     "doctor": ("quantlab.cli.doctor:doctor", "What this machine has, what is missing, and the cure."),
+    "engines": (
+        "quantlab.cli.engines:engines",
+        "Which engines work here; `engines setup` makes room for one.",
+    ),
     "convert": ("quantlab.cli.convert:convert", "Write an int4 checkpoint in another program's layout."),
     "completion": ("quantlab.cli.look:completion", "Print the line that switches on shell completion."),
 }

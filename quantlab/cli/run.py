@@ -42,7 +42,7 @@ def options(function: F) -> F:
             click.option("--policy", default="default", show_default=True, help="Policy name or file."),
             click.option("--max-drop", type=float, help="Accepted drop in points, instead of the policy's."),
             click.option("--calibration-set", help="Calibration set, name or file, instead of the recipes'."),
-            click.option("--engine", default="torch", show_default=True, help="Engine that computes."),
+            click.option("--engine", default="torch", show_default=True, help="Or auto: the best for all recipes."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
             click.option(
                 "--dtype",
@@ -65,17 +65,48 @@ def options(function: F) -> F:
         )
     ):
         function = option(function)
+    return _choices(function)
+
+
+def _choices(function: F) -> F:
+    """What trades accuracy of an int4 checkpoint for speed in engine ortgenai."""
+    head, inputs = click.Choice(["keep", "int8", "int4"]), click.Choice(["auto", "keep", "int8"])
+    function = click.option("--activations", type=inputs, default="auto", help="Inputs of int4 layers, ortgenai.")(
+        function
+    )
+    return click.option("--head", type=head, default="keep", help="Output head of int4 checkpoints, ortgenai.")(
+        function
+    )
+
+
+def claim(function: F) -> F:
+    """Options of the two that score: what is claimed, and whether to stop as soon as that is decided."""
+    for option in reversed(
+        (
+            click.option(
+                "--early/--no-early", default=None, help="Score only until every verdict on the suite is certain."
+            ),
+            click.option(
+                "--scope",
+                type=click.Choice(["population", "suite"]),
+                help="Claim: about items like these beyond the suite, or about this suite in full.",
+            ),
+        )
+    ):
+        function = option(function)
     return function
 
 
 @click.command()
 @options
+@claim
 @click.option("--stage", "stages", multiple=True, help="Only these stages (repeatable); calibrate is always there.")
 def run(**words: Any) -> None:
     """Quantize MODEL to each of RECIPES, score and time it against the baseline, and judge.
 
     \b
     quantlab run fp8 int4_awq --model smollm2-135m
+    quantlab run fp8 int4_awq --model smollm2-135m --early
     quantlab run fp8 --model 3b --suite llama32 --max-drop 1
     quantlab run ./my_recipe.yaml --model ./my-finetune --dry-run
     """
@@ -91,6 +122,7 @@ def calibrate(**words: Any) -> None:
 
 @click.command(name="eval")
 @options
+@claim
 def evaluate(**words: Any) -> None:
     """Score each of RECIPES against the baseline: canary, fidelity, accuracy."""
     _go(words, ("calibrate", "verify", "canary", "fidelity", "accuracy"))
@@ -111,6 +143,7 @@ def _go(words: dict[str, Any], stages: tuple[str, ...] | None) -> None:
     as_json, dry, gate = words.pop("as_json"), words.pop("dry_run"), words.pop("gate")
     ledger = Ledger(words.pop("ledger"))
     names = {"device": "device", "dtype": "dtype", "tp": "tensor_parallel", "pp": "pipeline_parallel", "flow": "flow"}
+    names |= {"head": "head", "activations": "activations"}
     config = EngineConfig(**{field: words.pop(word) for word, field in names.items()})
     ask = pipeline.Ask(**words, config=config, stages=stages or pipeline.ask.STAGES)
     if dry:
@@ -169,6 +202,8 @@ def _plan(planned: Any, as_json: bool) -> None:
     click.echo(
         f"{planned.resolved.model.word}: " + ("weights are here" if planned.weights else "weights to be fetched")
     )
+    for note in planned.resolved.notes:
+        click.echo(note)
     for name, plan in planned.plans:
         click.echo(f"\n{name}")
         for line in explain(plan):

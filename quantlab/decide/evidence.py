@@ -216,7 +216,8 @@ def _accuracy(found: Evidence, run: Run) -> None:
                 0.0, 0.0, 0.0, "measured", run.suite_name, f"{each.verdict.status}: {each.verdict.reason}"
             )
         elif suite and suite.difference is not None:
-            gain = suite.difference
+            # A claim about the suite alone would look more certain than it is about what will be served.
+            gain = (each.comparison.population if each.comparison else None) or suite.difference
             low, high = gain.low, gain.high
             source = f"suite {run.suite_name}, {suite.n:,} items, {run.created[:10]}"
             found.accuracy[each.recipe_name] = Shown(

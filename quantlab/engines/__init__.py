@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
@@ -29,6 +29,7 @@ ENGINES: dict[str, str] = {
     "fake": "quantlab.engines.fake:FakeEngine",
     "trtllm": "quantlab.engines.trtllm:TrtllmEngine",
     "vllm": "quantlab.engines.vllm:VllmEngine",
+    "ortgenai": "quantlab.engines.ortgenai:OrtGenaiEngine",
 }
 """name -> "module:class"."""
 
@@ -135,12 +136,63 @@ class Engine(Protocol):
         """ "native", "emulated" or "simulated" for this checkpoint on this host; must not import the SDK."""
         ...
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any] | None:
+        """What beside checkpoint, SDK and GPU shapes the artifact; None where nothing is built. Imports no SDK.
+
+        What is built is built in a child, kept in the ledger and not built again while this stays the same.
+        """
+        ...
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
         """Make what `open` needs. An engine that builds nothing returns the checkpoint itself."""
         ...
 
     def open(self, artifact: Artifact, config: EngineConfig) -> AbstractContextManager[Session]:
         """Load it. Leaving the context frees everything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One run of an engine's own benchmark on one cell of a grid. Seconds, and tokens a second of all sequences."""
+
+    tokens_per_second: float
+    ttft_seconds: float | None = None
+    """Median over the requests."""
+    tpot_seconds: float | None = None
+    """Median over the requests."""
+
+
+@runtime_checkable
+class Bencher(Protocol):
+    """An engine whose SDK brings a benchmark that throughput is taken from, instead of a session."""
+
+    def bench_missing(self) -> str | None:
+        """None, or why the benchmark cannot be run here; then a session is timed."""
+        ...
+
+    def bench_source(self, batch: int) -> str:
+        """What times a cell of this batch, for the report."""
+        ...
+
+    def bench(
+        self,
+        artifact: Artifact,
+        config: EngineConfig,
+        cell: tuple[int, int, int],
+        *,
+        vocabulary: Sequence[int],
+        folder: Path,
+        seed: int,
+    ) -> Timed | str:
+        """Time one cell (input tokens, output tokens, sequences in flight) once, in a process of its own.
+
+        Returns:
+            The times, or why this cell is not valid.
+
+        Raises:
+            Broken: something else was timed than was meant, another quantization for example.
+        """
         ...
 
 
@@ -184,7 +236,7 @@ def check(name: str) -> str:
         return name
     close = difflib.get_close_matches(name, ENGINES, n=1)
     meant = f"Did you mean {close[0]!r}? " if close else ""
-    raise BadInput(f"no engine {name!r}.", place="--engine", cure=f"{meant}Engines: {', '.join(ENGINES)}.")
+    raise BadInput(f"no engine {name!r}.", place="--engine", cure=f"{meant}Engines: {', '.join(ENGINES)}, or auto.")
 
 
 def engine(name: str) -> Engine:

@@ -50,6 +50,9 @@ class FakeEngine:
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["simulated"]:
         return "simulated"
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        return None
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
         return Artifact(
             engine=self.name,

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from quantlab.engines import Ability, Session
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
+from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
 
-FORMATS = ("bf16", "fp8", "int4_awq", "int4")
 SEEING = ("MllamaForConditionalGeneration",)
 """Architectures with images: Llama 3.2 Vision."""
 FP8_CAPABILITY = (8, 9)
@@ -44,6 +43,9 @@ class TorchEngine:
 
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["native", "emulated", "simulated"]:
         return _numerics(checkpoint, fp8_units=_has_fp8_units(host))
+
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        return None
 
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
         """Nothing to build: the artifact is the checkpoint."""

@@ -187,9 +187,9 @@ class SeeingGenerator(Generator):
                 found |= zip(places, super().generate([requests[place] for place in places]), strict=True)
         return [found[place] for place in range(len(requests))]
 
-    def _batch(self, requests: Sequence[GenerateRequest]) -> Batch:
+    def _batch(self, requests: Sequence[GenerateRequest], *, share: bool = False) -> Batch:
         if not requests[0].images:
-            return super()._batch(requests)
+            return super()._batch(requests, share=share)
         views = self.sight.views([request.images[0] for request in requests])
         return _SeeingBatch([request.prompt for request in requests], self.device, self.sight, views)
 
@@ -198,7 +198,7 @@ class _SeeingBatch(Batch):
     """Prompts with a picture each. Its states are fed with the prompt; later steps find their keys in the cache."""
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], device: torch.device, sight: Sight, views: Sequence[View]
+        self, prompts: Sequence[tuple[int, ...]], device: torch.device, sight: Sight, views: Sequence[View]
     ) -> None:
         super().__init__(prompts, device)
         self._states: torch.Tensor | None = torch.stack([view.states for view in views])
@@ -212,6 +212,10 @@ class _SeeingBatch(Batch):
             "cross_attention_mask": self._seen,
         }
 
+    def keep(self, rows: list[int]) -> None:
+        super().keep(rows)
+        self._seen = self._seen[torch.tensor(rows, device=self._seen.device)]
+
     def append(self, tokens: torch.Tensor) -> None:
         super().append(tokens)
         self._states = None
@@ -219,4 +223,4 @@ class _SeeingBatch(Batch):
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())

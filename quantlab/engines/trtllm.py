@@ -4,28 +4,32 @@ Two lines, chosen by the installed version and written into every artifact's `en
 engine is built from ModelOpt's unified checkpoint (`_tensorrt_engine.LLM(model=..., build_config=...).save(...)`), from
 1.3 on the PyTorch flow loads the checkpoint. `--flow pytorch` takes the latter on 1.2.x, too.
 
-`build` stays light, because the parent process calls it: it makes the folder that TensorRT-LLM's transformers 4 reads
-right, holds it against what the loader requires, and names it. The TensorRT engine itself needs the GPU and the SDK, so
-the measuring child builds it when it is first opened, and keeps it beside.
+`build` makes the folder that TensorRT-LLM's transformers 4 reads right, holds it against what the loader requires, and
+in the engine flow builds the TensorRT engine inside it. That needs the GPU and the SDK, so it happens in a child of its
+own, and what is measured later begins with the memory free. A session of other sizes builds its engine beside it when
+it is opened.
 
 This file imports no SDK. Nothing of it has run against the real one: docs/engines.md says what did run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from quantlab import weights
-from quantlab.engines import Ability, Session
+from quantlab.engines import Ability, Session, Timed, trtllm_run
 from quantlab.engines.trtllm_arguments import flow_of, parse_version
+from quantlab.engines.trtllm_sdk import engine_folder, room_of
 from quantlab.errors import Broken, Refused
 from quantlab.formats.lint import lint_trtllm, said
 from quantlab.formats.transformers4 import as_transformers4
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Gpu, Host
+from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Gpu, Host
 
 PACKAGE = "tensorrt-llm"
 OLDEST = (1, 2)
@@ -33,13 +37,8 @@ OLDEST = (1, 2)
 ARCHITECTURES = ("LlamaForCausalLM", "MllamaForConditionalGeneration", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Of those its PyTorch flow lists, what quantlab can quantize."""
 GPUS: dict[str, tuple[str, ...]] = {
-    "8.0": ("bf16", "int4_awq", "fp8 cache"),
-    "8.6": ("bf16", "int4_awq", "fp8 cache"),
-    "8.9": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "9.0": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "10.0": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "10.3": ("bf16", "fp8", "int4_awq", "fp8 cache"),
-    "12.0": ("bf16", "fp8", "fp8 cache"),
+    capability: (*(word for word, each in FORMATS.items() if capability in each.trtllm), "fp8 cache")
+    for capability in FORMATS["bf16"].trtllm
 }
 """Compute capability -> what it computes: the table in TensorRT-LLM 1.2.1's documentation, features/quantization."""
 
@@ -64,8 +63,13 @@ class TrtllmEngine:
         """What it cannot compute natively it does not compute at all: see `supports`."""
         return "simulated" if checkpoint.simulated else "native"
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any]:
+        shaped: dict[str, Any] = msgspec.to_builtins(config)
+        return shaped
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
-        """The checkpoint as TensorRT-LLM's own transformers reads it, in `into`: small files, and links to the weights.
+        """The checkpoint as TensorRT-LLM's own transformers reads it, in `into` (small files, links to the weights),
+        and in the engine flow the TensorRT engine.
 
         Raises:
             Refused: this version has no such flow, or the layers cannot be divided among the GPUs.
@@ -85,7 +89,7 @@ class TrtllmEngine:
                 place=checkpoint.path,
                 cure="Export it again, or use another engine.",
             )
-        return Artifact(
+        artifact = Artifact(
             engine=self.name,
             path=str(folder),
             checkpoint=checkpoint,
@@ -93,6 +97,29 @@ class TrtllmEngine:
             engine_version=f"{PACKAGE} {version}, {flow} flow",
             notes=tuple(f"TensorRT-LLM: {check.finding}" for check in checks if "untested" in check.finding),
         )
+        if flow == "engine":
+            engine_folder(artifact, config, room_of(artifact, config))
+        return artifact
+
+    def bench_missing(self) -> str | None:
+        return None if trtllm_run.program() else "trtllm-bench is neither beside this Python nor on the PATH."
+
+    def bench_source(self, batch: int) -> str:
+        return trtllm_run.source(batch)
+
+    def bench(
+        self,
+        artifact: Artifact,
+        config: EngineConfig,
+        cell: tuple[int, int, int],
+        *,
+        vocabulary: Sequence[int],
+        folder: Path,
+        seed: int,
+    ) -> Timed | str:
+        """One cell through trtllm-bench; see trtllm_run.py."""
+        flow = flow_of(artifact.checkpoint, config, _installed() or "")
+        return trtllm_run.run(artifact, config, flow, cell, vocabulary, folder, seed)
 
     @contextmanager
     def open(self, artifact: Artifact, config: EngineConfig) -> Iterator[Session]:
@@ -128,8 +155,8 @@ def _no_sdk() -> str | None:
     version = _installed()
     if version is None:
         return (
-            "TensorRT-LLM is not installed for this Python. Make an environment from environments/trtllm.txt "
-            "(Python 3.12, Linux, OpenMPI) and run quantlab there."
+            "TensorRT-LLM is not installed for this Python. `quantlab engines setup trtllm` makes its environment from "
+            "environments/trtllm.txt (Python 3.12, Linux, OpenMPI), or name a container in engines.toml."
         )
     if parse_version(version) < OLDEST:
         return f"TensorRT-LLM {version} is older than 1.2, whose interface is used here. Install tensorrt-llm 1.2.1."
@@ -140,11 +167,13 @@ def _no_model(checkpoint: Checkpoint) -> str | None:
     if checkpoint.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         return f"engine trtllm serves {known} here, and this is {checkpoint.architecture}. Use engine torch."
-    if checkpoint.format not in ("bf16", "fp8", "int4_awq") and not checkpoint.simulated:
+    if checkpoint.format == "int4" and not checkpoint.simulated:
         return (
             f"TensorRT-LLM loads {checkpoint.format} as W4A16_AWQ and reads a pre_quant_scale that only AWQ writes. "
             "Use int4_awq, or engine torch."
         )
+    if not FORMATS[checkpoint.format].trtllm and not checkpoint.simulated:
+        return f"TensorRT-LLM does not load ModelOpt's {checkpoint.format}. Use engine torch, which scores it."
     return None
 
 

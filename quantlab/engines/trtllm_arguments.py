@@ -27,14 +27,16 @@ import msgspec
 
 from quantlab.engines import GenerateRequest
 from quantlab.errors import BadInput, Refused
-from quantlab.records import Checkpoint, EngineConfig, Grid
+from quantlab.records import FORMATS, Checkpoint, EngineConfig, Grid
 
 Flow = Literal["engine", "pytorch"]
 
 PYTORCH_ONLY = (1, 3)
 """First version without TensorRT engines (removed in June and July 2026, pull requests 15763 to 16612)."""
-ALGORITHMS = {"fp8": "FP8", "int4_awq": "W4A16_AWQ", "int4": "W4A16_AWQ"}
+ALGORITHMS = {word: each.algorithms[0] for word, each in FORMATS.items() if each.trtllm and each.algorithms[0]}
 """Format -> quant_algo that TensorRT-LLM must report; other formats are 16 bit."""
+ENGINE_FORMATS = ("bf16", "fp8", "int4_awq")
+"""Formats whose way from a unified checkpoint to a TensorRT engine was read."""
 BATCH = 2048
 """Sequences in flight where nobody says: both flows' own default, written out."""
 MEMORY_SHARE = 0.8
@@ -94,6 +96,7 @@ def flow_of(checkpoint: Checkpoint, config: EngineConfig, version: str) -> Flow:
     """
     has_engines = parse_version(version) < PYTORCH_ONLY
     mllama = checkpoint.architecture.startswith("Mllama")
+    loaded = checkpoint.simulated or checkpoint.format in ENGINE_FORMATS
     if config.flow == "engine" and not has_engines:
         raise Refused(
             f"TensorRT-LLM {version} builds no engines; the last line that does is 1.2.",
@@ -104,8 +107,13 @@ def flow_of(checkpoint: Checkpoint, config: EngineConfig, version: str) -> Flow:
             "engines for Mllama are built by TensorRT-LLM's own scripts, not from a unified checkpoint.",
             cure="Use --flow pytorch for text; for images see docs/engines.md (1.2.x only).",
         )
+    if config.flow == "engine" and not loaded:
+        raise Refused(
+            f"no way from ModelOpt's {checkpoint.format} to an engine was read in TensorRT-LLM 1.2.1.",
+            cure="Use --flow pytorch, whose layers for it were read.",
+        )
     if config.flow == "auto":
-        return "engine" if has_engines and not mllama else "pytorch"
+        return "engine" if has_engines and loaded and not mllama else "pytorch"
     return config.flow
 
 

@@ -123,7 +123,7 @@ def throughput_command(
         *("--report_json", str(files["report"])),
         *("--num_requests", str(load.requests), "--concurrency", str(load.batch), "--warmup", str(load.batch)),
         *("--max_batch_size", str(max(room.batch, load.batch)), "--max_num_tokens", str(room.step)),
-        *("--max_seq_len", str(max(room.sequence, load.isl + load.osl)), "--max_input_len", str(load.isl)),
+        *_longest(model, load, room),
         *("--tp", str(config.tensor_parallel), "--pp", str(config.pipeline_parallel)),
         *("--eos_id", "-1", "--scheduler_policy", "guaranteed_no_evict", "--streaming"),
         "--enable_chunked_context" if load.isl > room.step else "--disable_chunked_context",
@@ -137,15 +137,23 @@ def latency_command(
     room: Limits,
     files: Mapping[Literal["dataset", "options", "report"], Path],
 ) -> list[str]:
-    """`trtllm-bench latency`: one request after the other."""
+    """`trtllm-bench latency`: one request after the other, always streaming."""
     return [
         *_bench(model, "latency"),
         *("--dataset", str(files["dataset"]), "--config", str(files["options"])),
         *("--report_json", str(files["report"])),
         *("--num_requests", str(load.requests), "--concurrency", "1", "--warmup", "2"),
-        *("--max_seq_len", str(max(room.sequence, load.isl + load.osl)), "--max_input_len", str(load.isl)),
+        *_longest(model, load, room),
         *("--tp", str(config.tensor_parallel), "--pp", str(config.pipeline_parallel)),
     ]
+
+
+def _longest(model: Model, load: Load, room: Limits) -> list[str]:
+    """An engine has its own longest sequence, and trtllm-bench stops at once when it is told one ("max_seq_len is not a
+    runtime parameter for C++ backend")."""
+    if model.engine is not None:
+        return []
+    return ["--max_seq_len", str(max(room.sequence, load.isl + load.osl)), "--max_input_len", str(load.isl)]
 
 
 def _bench(model: Model, what: str) -> list[str]:

@@ -9,13 +9,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quantlab import disk
+from quantlab import disk, weights
 from quantlab.engines.trtllm_arguments import (
     Choice,
     Flow,
     Limits,
     Make,
     build_arguments,
+    limits,
     open_engine_arguments,
     open_pytorch_arguments,
 )
@@ -34,6 +35,16 @@ def opened(artifact: Artifact, config: EngineConfig, flow: Flow, room: Limits) -
     else:
         arguments = open_pytorch_arguments(artifact.path, artifact.checkpoint, config, room)
     return _llm(flow)(**made(arguments))
+
+
+def room_of(artifact: Artifact, config: EngineConfig) -> Limits:
+    """Sizes of an engine or session on the artifact.
+
+    Raises:
+        BadInput: `config` leaves room for nothing.
+    """
+    shape = weights.config(Path(artifact.path))
+    return limits(config, int(shape.get("text_config", shape)["max_position_embeddings"]))
 
 
 def sampling(keywords: dict[str, Any]) -> Any:

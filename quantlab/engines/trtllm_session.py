@@ -25,8 +25,8 @@ from typing import Any
 
 from quantlab import weights
 from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
-from quantlab.engines.trtllm_arguments import Flow, generating_arguments, limits, scoring_arguments
-from quantlab.engines.trtllm_sdk import opened, sampling
+from quantlab.engines.trtllm_arguments import Flow, generating_arguments, scoring_arguments
+from quantlab.engines.trtllm_sdk import opened, room_of, sampling
 from quantlab.errors import BadInput, Broken
 from quantlab.records import Artifact, EngineConfig
 
@@ -43,7 +43,7 @@ class TrtllmSession:
         shape = weights.config(self._folder)
         shape = shape.get("text_config", shape)
         self._vocabulary, self._ends = int(shape["vocab_size"]), _ends(self._folder, shape)
-        room = limits(config, int(shape["max_position_embeddings"]))
+        room = room_of(artifact, config)
         self.max_length = room.sequence
         self.device = f"{_gpu()} x {config.tensor_parallel * config.pipeline_parallel}, {artifact.engine_version}"
         self._llm = opened(artifact, config, flow, room)

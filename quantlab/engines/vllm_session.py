@@ -129,7 +129,7 @@ class VllmSession:
         shape = _shape(Path(artifact.path))
         os.environ.update(environment(config, cpu=cpu))
         sdk: Any = import_module("vllm")
-        if artifact.checkpoint.format == "fp8" and shape.get("tie_word_embeddings"):
+        if artifact.checkpoint.format.startswith("fp8") and shape.get("tie_word_embeddings"):
             _let_tied_heads_load()
         self._params = sdk.SamplingParams
         self._llm = sdk.LLM(**arguments(artifact, config, shape, cpu=cpu))
@@ -196,10 +196,19 @@ class VllmSession:
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: list[Any]) -> list[Any]:
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        outputs: list[Any] = self._llm.generate(given, params, use_tqdm=False)
+        try:
+            outputs: list[Any] = self._llm.generate(given, params, use_tqdm=False)
+        except RuntimeError:  # out of memory, among others
+            self._forget()
+            raise
         if [tuple(output.prompt_token_ids) for output in outputs] != list(prompts):
             raise Broken("vLLM's answers are not those to our prompts.", cure="A request before may have failed.")
         return outputs
+
+    def _forget(self) -> None:
+        """Requests of a call that failed stay in vLLM's queue, and would be answered by the next one."""
+        engine = self._llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
 
     def _first_token_seconds(self, prompts: list[tuple[int, ...]]) -> float:
         """Without vLLM's stamps: the time of the same batch with one token each."""

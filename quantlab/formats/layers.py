@@ -20,6 +20,7 @@ on k_proj's output; ModelOpt places its quantizers there too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -41,7 +42,17 @@ def to_e4m3(x: torch.Tensor, inverse_scale: torch.Tensor) -> torch.Tensor:
     return (x.float() * inverse_scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-class Fp8Linear(nn.Module):  # type: ignore[misc]
+class QuantizedLinear(nn.Module, ABC):  # type: ignore[misc]
+    """A linear layer that computes with what was stored."""
+
+    bias: nn.Parameter | None
+
+    @abstractmethod
+    def dense(self) -> torch.Tensor:
+        """float32 [outputs, inputs]: the weight that the stored numbers stand for, a `pre_quant_scale` included."""
+
+
+class Fp8Linear(QuantizedLinear):
     """W8A8 with a static input scale.
 
     Args:
@@ -73,6 +84,7 @@ class Fp8Linear(nn.Module):  # type: ignore[misc]
         # float16 ends at 65504 and a sum of code products does not: a power of two on both sides keeps it exact.
         self.shift = 2.0**-8 if dtype is torch.float16 and not native else 1.0
         self.register_buffer("codes", self._stored(codes))
+        self.register_buffer("weight_scale", weight_scale.float().reshape(-1, 1))
         self.register_buffer("scale", weight_scale.float().reshape(-1) * input_scale.float() / self.shift**2)
         self.register_buffer("inverse_input_scale", 1 / input_scale.float().reshape(()))
         self.register_buffer("one", torch.ones((), device=codes.device))
@@ -86,6 +98,9 @@ class Fp8Linear(nn.Module):  # type: ignore[misc]
         if not any(padding):
             return codes.contiguous()
         return functional.pad(codes.view(torch.uint8), padding).view(torch.float8_e4m3fn).contiguous()
+
+    def dense(self) -> torch.Tensor:
+        return self.codes[: self.out_features, : self.in_features].float() / self.shift * self.weight_scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         codes = to_e4m3(x, self.inverse_input_scale)
@@ -118,7 +133,7 @@ class Fp8Linear(nn.Module):  # type: ignore[misc]
         return f"{self.in_features}, {self.out_features}, {'native' if self.native else 'emulated'}"
 
 
-class Int4Linear(nn.Module):  # type: ignore[misc]
+class Int4Linear(QuantizedLinear):
     """W4A16: the weight is expanded once, when the layer is made.
 
     Args:
@@ -139,6 +154,10 @@ class Int4Linear(nn.Module):  # type: ignore[misc]
         self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         self.register_buffer("pre_quant_scale", None if pre_quant_scale is None else pre_quant_scale.to(dtype))
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+
+    def dense(self) -> torch.Tensor:
+        weight: torch.Tensor = self.weight.float()
+        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale.float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pre_quant_scale is not None:

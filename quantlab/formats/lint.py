@@ -20,15 +20,15 @@ from typing import Any
 
 from quantlab import weights
 from quantlab.errors import QuantlabError
-from quantlab.records import Check
+from quantlab.formats import lint_layers
+from quantlab.records import FORMATS, Check
 
 QUANTIZATION = "hf_quant_config.json"
-ALGORITHMS = {"FP8": "F8_E4M3", "W4A16_AWQ": "U8"}
+ALGORITHMS = {str(each.algorithms[0]): each.codes for each in FORMATS.values() if each.trtllm and each.algorithms[0]}
 """quant_algo -> safetensors type of a quantized weight. TensorRT-LLM knows more; quantlab exports these."""
 CACHES = (None, "FP8")
 TESTED_GROUP = 128
 """The only group size in TensorRT-LLM's own tests."""
-FUSED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _PLAIN = ("BF16", "F16", "F32")
 
@@ -94,7 +94,7 @@ def _metadata(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding
 
 def _group(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     words = said(folder)
-    if words.get("quant_algo") != "W4A16_AWQ":
+    if words.get("quant_algo") not in ("W4A16_AWQ", "W4A8_AWQ"):
         return True, "no groups in this format."
     size = words.get("group_size")
     if not isinstance(size, int) or size < 1:
@@ -155,7 +155,7 @@ def _layers(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     if algorithm not in ALGORITHMS:
         odd = [name for name, one in tensors.items() if one["dtype"] not in _PLAIN]
         return not odd, f"{_some(odd)} not in 16 bit." if odd else f"{len(names)} layers in 16 bit."
-    check = _fp8 if algorithm == "FP8" else _int4
+    check = lint_layers.LAYERS[str(algorithm)]
     group = words.get("group_size")
     faults = [
         fault
@@ -164,6 +164,7 @@ def _layers(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     ]
     if not names:
         faults = ["no quantized layer"]
+    faults += lint_layers.unequal(names, tensors, folder) if algorithm in ("W4A8_AWQ", "NVFP4") else []
     if faults:
         return False, f"{_some(faults)}."
     return True, f"{len(names)} layers of {algorithm}, each with its scales."
@@ -180,37 +181,6 @@ def _linear(tensors: Tensors, words: dict[str, Any]) -> list[str]:
     return sorted(name for name in names if not left_out(name))
 
 
-def _fp8(name: str, tensors: Tensors, group: int) -> Iterator[str]:
-    if tensors[f"{name}.weight"]["dtype"] != ALGORITHMS["FP8"]:
-        yield f"{name}.weight is {tensors[f'{name}.weight']['dtype']}, not F8_E4M3"
-    for scale in ("weight_scale", "input_scale"):
-        found = tensors.get(f"{name}.{scale}")
-        if found is None:
-            yield f"{name}.{scale} is missing"
-        elif found["dtype"] != "F32" or _count(found) != 1:
-            yield f"{name}.{scale} is {found['dtype']} {found['shape']}, not one F32"
-
-
-def _int4(name: str, tensors: Tensors, group: int) -> Iterator[str]:
-    """Packed [out / 2, in] and scales [out, in / group]."""
-    weight, scale = tensors[f"{name}.weight"], tensors.get(f"{name}.weight_scale")
-    if weight["dtype"] != ALGORITHMS["W4A16_AWQ"] or len(weight["shape"]) != 2:
-        yield f"{name}.weight is {weight['dtype']} {weight['shape']}, not U8 [out / 2, in]"
-        return
-    rows, inputs = 2 * weight["shape"][0], weight["shape"][1]
-    if inputs % group:
-        yield f"{name}: {inputs} inputs do not divide by groups of {group}"
-    elif scale is None or scale["shape"] != [rows, inputs // group] or scale["dtype"] not in _PLAIN:
-        found = "missing" if scale is None else f"{scale['dtype']} {scale['shape']}"
-        yield f"{name}.weight_scale is {found}, not {[rows, inputs // group]}"
-    before = tensors.get(f"{name}.pre_quant_scale")
-    fused = name.rpartition(".")[2] in FUSED
-    if fused and before is not None:
-        yield f"{name}.pre_quant_scale would be dropped: the loader fuses this layer"
-    elif not fused and (before is None or _count(before) != inputs):
-        yield f"{name}.pre_quant_scale is {'missing' if before is None else before['shape']}, not [{inputs}]"
-
-
 def _cache(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     if said(folder).get("kv_cache_quant_algo") is None:
         return True, "KV cache in 16 bit."
@@ -220,13 +190,6 @@ def _cache(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     if missing:
         return False, f"{_some(missing)} missing, so the FP8 cache would be scaled by 1."
     return True, f"{len(wanted)} scales of the FP8 KV cache."
-
-
-def _count(tensor: dict[str, Any]) -> int:
-    total = 1
-    for side in tensor["shape"]:
-        total *= side
-    return total
 
 
 def _some(names: list[str]) -> str:

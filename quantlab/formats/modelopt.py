@@ -7,28 +7,28 @@ What lies in the folder (ModelOpt 0.47), beside config.json and the tokenizer:
     <layer>.weight_scale     FP8: float32, one number           INT4: float32 [out, in / group]
     <layer>.input_scale      FP8: float32, one number (calibrated largest magnitude / 448)
     <layer>.pre_quant_scale  INT4-AWQ: [in], only where it could not be folded into the layer before
+                             (INT8 SmoothQuant: every layer)
     <k_proj>.k_scale, <v_proj>.v_scale    FP8 key/value cache: float32, one number a layer
 
-Round-to-nearest int4 is written as W4A16_AWQ too, with `pre_quant_scale: true` and no such tensor, so neither
-word can be believed: the tensors decide. What cannot be decided from one layer is decided from its siblings: if
-some o_proj has a pre_quant_scale and another has none, a tensor was lost.
+declared.py reads the words, readers.py makes a layer of its tensors; here they become a model in which every tensor of
+the file has its place.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from quantlab.errors import Broken, Refused
+from quantlab.errors import Broken
 from quantlab.formats import names
+from quantlab.formats.declared import Quantization, read_quantization
 from quantlab.formats.packing import pack_codes, pack_int4, unpack_codes, unpack_int4
+from quantlab.formats.readers import Reader, kinds_with
 from quantlab.formats.tensors import Tensors
 
 __all__ = [
@@ -40,81 +40,6 @@ __all__ = [
     "unpack_codes",
     "unpack_int4",
 ]
-
-ALGORITHMS = ("FP8", "W4A16_AWQ", "W4A16")
-"""Values of quant_algo that this file computes with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """How a checkpoint says it is quantized."""
-
-    algorithm: str | None
-    """"FP8", "W4A16_AWQ", "W4A16", or None: 16-bit weights."""
-    group_size: int | None = None
-    """Weights that share a scale; None where the file does not say."""
-    kv_cache: str | None = None
-    """"FP8" or None."""
-    excluded: tuple[str, ...] = ()
-    """Names or wildcards of layers that are not quantized."""
-
-    def excludes(self, layer: str) -> bool:
-        """A bare name means the module and all below it; wildcards match as in a shell."""
-        return any(fnmatchcase(layer, word) or layer.startswith(f"{word}.") for word in self.excluded)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise Broken(f"cannot be read as JSON ({error}).", place=str(path), cure="Export it again.") from None
-    return found if isinstance(found, dict) else {}
-
-
-def read_quantization(folder: str | Path) -> Quantization:
-    """What hf_quant_config.json and config.json say.
-
-    Raises:
-        Refused: an algorithm or a format that quantlab does not compute with.
-        Broken: the two files contradict each other, or are not JSON.
-    """
-    folder = Path(folder)
-    own = _json(folder / "hf_quant_config.json").get("quantization") or {}
-    theirs = _json(folder / "config.json").get("quantization_config") or {}
-    method = theirs.get("quant_method", "modelopt")
-    if method != "modelopt":
-        raise Refused(
-            f"quantized by {method!r}, not by ModelOpt.", place=str(folder), cure="Start from 16-bit weights."
-        )
-    said = {str(part.get("quant_algo")) for part in (own, theirs) if part}
-    if len(said) > 1:
-        raise Broken(
-            f"hf_quant_config.json and config.json name different algorithms: {', '.join(sorted(said))}.",
-            place=str(folder),
-            cure="Export it again.",
-        )
-    algorithm, kv_cache = own.get("quant_algo", theirs.get("quant_algo")), _kv_cache(own, theirs)
-    if algorithm not in (None, *ALGORITHMS) or kv_cache not in (None, "FP8"):
-        raise Refused(
-            f"algorithm {algorithm} with a key/value cache in {kv_cache or '16 bit'} is not known here.",
-            place=str(folder),
-            cure=f"Known: {', '.join(ALGORITHMS)}, with a 16-bit or FP8 cache.",
-        )
-    excluded = own.get("exclude_modules") or theirs.get("ignore") or ()
-    architecture = names.architecture(_json(folder / "config.json"))
-    spelled = tuple(names.inside(name, architecture) for name in excluded)
-    return Quantization(algorithm, own.get("group_size"), kv_cache, spelled)
-
-
-def _kv_cache(own: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    if own:
-        return own.get("kv_cache_quant_algo")
-    scheme = theirs.get("kv_cache_scheme")
-    if isinstance(scheme, dict):
-        return "FP8" if (scheme.get("num_bits"), scheme.get("type")) == (8, "float") else str(scheme)
-    return scheme
 
 
 def open_model(folder: str | Path, dtype: torch.dtype, device: str | torch.device, *, native_fp8: bool) -> nn.Module:
@@ -133,9 +58,10 @@ def open_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
     folder, quantization = Path(folder), read_quantization(folder)
     if quantization.algorithm is None and quantization.kv_cache is None:
         return _plain(folder, dtype).to(device).eval().requires_grad_(False)
-    tensors = Tensors(folder, names.architecture(_json(folder / "config.json")))
+    tensors = Tensors(folder)
     model = _empty(folder, dtype, quantization)
-    for name, layer in _quantized_layers(model, quantization, tensors, dtype, torch.device(device), native_fp8):
+    reader = Reader(tensors, quantization, dtype, torch.device(device), native_fp8)
+    for name, layer in _quantized_layers(model, reader):
         model.set_submodule(name, layer)
     if quantization.kv_cache is not None:
         _place_kv_scales(model, tensors, torch.device(device))
@@ -170,7 +96,7 @@ def auto_class(folder: str | Path) -> Any:
     AutoModelForCausalLM drops without a word."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText if names.sees(_json(Path(folder) / "config.json")) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if names.sees(folder) else AutoModelForCausalLM
 
 
 def _empty(folder: Path, dtype: torch.dtype, quantization: Quantization) -> nn.Module:
@@ -190,69 +116,16 @@ def _empty(folder: Path, dtype: torch.dtype, quantization: Quantization) -> nn.M
     return model
 
 
-def _quantized_layers(
-    model: nn.Module,
-    quantization: Quantization,
-    tensors: Tensors,
-    dtype: torch.dtype,
-    device: torch.device,
-    native_fp8: bool,
-) -> Iterator[tuple[str, nn.Module]]:
+def _quantized_layers(model: nn.Module, reader: Reader) -> Iterator[tuple[str, nn.Module]]:
     """Name and replacement of every linear layer that the file holds quantized, one at a time."""
-    if quantization.algorithm is None:
+    if reader.quantization.algorithm is None:
         return
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    held = [n for n in linear if f"{n}.weight" in tensors and not quantization.excludes(n)]
-    rescaled = {names.kind(name) for name in held if f"{name}.pre_quant_scale" in tensors}
+    held = [n for n in linear if f"{n}.weight" in reader.tensors and not reader.quantization.excludes(n)]
+    reader = replace(reader, rescaled=kinds_with(held, reader.tensors, "pre_quant_scale"))
     for name in held:
-        shape = tuple(linear[name].weight.shape)
-        if quantization.algorithm == "FP8":
-            yield name, _fp8(name, shape, tensors, dtype, device, native_fp8)
-        else:
-            needs_rescale = names.kind(name) in rescaled
-            yield name, _int4(name, shape, tensors, dtype, device, quantization.group_size, needs_rescale)
-
-
-def _fp8(
-    name: str,
-    shape: tuple[int, ...],
-    tensors: Tensors,
-    dtype: torch.dtype,
-    device: torch.device,
-    native: bool,
-) -> nn.Module:
-    from quantlab.formats.layers import Fp8Linear
-
-    codes = tensors.take(f"{name}.weight", device, dtype=torch.float8_e4m3fn, shape=shape)
-    weight_scale = tensors.scale(f"{name}.weight_scale", device, sizes=(1, shape[0]))
-    input_scale = tensors.scale(f"{name}.input_scale", device, sizes=(1,))
-    bias = tensors.optional(f"{name}.bias", device)
-    return Fp8Linear(codes, weight_scale, input_scale, bias, dtype, native=native)
-
-
-def _int4(
-    name: str,
-    shape: tuple[int, ...],
-    tensors: Tensors,
-    dtype: torch.dtype,
-    device: torch.device,
-    group_size: int | None,
-    needs_rescale: bool,
-) -> nn.Module:
-    from quantlab.formats.layers import Int4Linear
-
-    outputs, inputs = shape
-    packed = tensors.take(f"{name}.weight", device, dtype=torch.uint8, shape=(outputs // 2, inputs))
-    scale = tensors.scale(f"{name}.weight_scale", device)
-    groups = scale.shape[-1]
-    if tuple(scale.shape) != (outputs, groups) or inputs % groups or (group_size or 0) not in (0, inputs // groups):
-        raise Broken(
-            f"{list(scale.shape)} does not fit a weight of {[outputs, inputs]} in groups of {group_size}.",
-            place=f"{name}.weight_scale",
-            cure="Export it again.",
-        )
-    rescale = tensors.scale(f"{name}.pre_quant_scale", device, sizes=(inputs,)) if needs_rescale else None
-    return Int4Linear(unpack_int4(packed, scale), rescale, tensors.optional(f"{name}.bias", device), dtype)
+        outputs, inputs = linear[name].weight.shape
+        yield name, reader.layer(name, (outputs, inputs))
 
 
 def _place_kv_scales(model: nn.Module, tensors: Tensors, device: torch.device) -> None:

@@ -36,6 +36,18 @@ def architecture(config: Mapping[str, Any]) -> str:
     return str(named[0]) if isinstance(named, list) and named else ""
 
 
+def of(folder: str | Path) -> str:
+    """The architecture of a folder, "" where its config.json is missing or names none."""
+    file = Path(folder) / "config.json"
+    return architecture(weights.config(folder)) if file.is_file() else ""
+
+
+def sees(folder: str | Path) -> bool:
+    """The model of this folder takes images."""
+    file = Path(folder) / "config.json"
+    return file.is_file() and "vision_config" in weights.config(folder)
+
+
 def inside(name: str, architecture: str) -> str:
     """The model's name of a tensor, layer or wildcard that a file of `architecture` names."""
     for pattern, replacement in INSIDE.get(architecture, ()):
@@ -53,11 +65,6 @@ def headers(folder: str | Path) -> dict[str, dict[str, Any]]:
     """
     named = weights.architecture(folder)
     return {inside(name, named): one | {"stored": name} for name, one in weights.headers(folder).items()}
-
-
-def sees(config: Mapping[str, Any]) -> bool:
-    """The model of this config.json takes images."""
-    return "vision_config" in config
 
 
 def kind(layer: str) -> str:

@@ -10,21 +10,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from quantlab.errors import Broken
-from quantlab.formats.names import inside
+from quantlab.formats.names import inside, of
 
 
 class Tensors:
     """Names -> tensors of model.safetensors, or of the shards named in model.safetensors.index.json.
 
-    Only headers are read here; a tensor is read when it is taken. Names are the model's own: `architecture` says which
-    ones the file spells differently (names.py).
+    Only headers are read here; a tensor is read when it is taken. Names are the model's own, also where
+    the file spells them differently (names.py).
 
     Raises:
         Broken: no safetensors, an unreadable or truncated file, a shard without a tensor that the index promises.
     """
 
-    def __init__(self, folder: Path, architecture: str = "") -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
+        architecture = of(folder)
         self._files: dict[str, tuple[Any, str]] = {}
         for path in _files(folder):
             try:

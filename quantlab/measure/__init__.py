@@ -10,6 +10,7 @@ thing scored is the thing timed, whichever SDK is behind it.
     fidelity    how far did each next-token distribution move from the baseline's?
     tasks       a suite -> lm-eval tasks, their data found on this machine
     data        where a task's items lie
+    part        a slice of a suite in its random order
     adapter     lm-eval's requests -> the session's, block by block
     seeing      the adapter for tasks about pictures
     controls    the same tasks with the wrong picture, or none

@@ -20,6 +20,7 @@ from quantlab.measure.controls import controlled
 from quantlab.measure.estimates import estimate
 from quantlab.measure.items import Item, require_agreement, rows, write
 from quantlab.measure.journal import Journal
+from quantlab.measure.part import Chosen, draw_of, prompts_as_in_full
 from quantlab.measure.seeing import SeeingLM, Shelf
 from quantlab.measure.tasks import LoadedTask, load
 from quantlab.records import Accuracy, Number, TaskScore, digest
@@ -28,7 +29,7 @@ from quantlab.score.paired import mean_with_error
 
 
 def accuracy(bench: Bench) -> Measured:
-    """Run the suite's tasks in order.
+    """Run the suite's tasks in order, or of each task what belongs to the part that is asked for.
 
     Returns:
         The record and {"items.parquet": path}; columns as in `items.Item`.
@@ -42,14 +43,17 @@ def accuracy(bench: Bench) -> Measured:
     spec = bench.spec
     tasks_folder = Path(spec.tasks_folder) if spec.tasks_folder else None
     tasks = load(bench.suite, bench.beside_suite(""), tasks_folder, bench.folder)
-    total = sum(one.items for one in tasks)
+    chosen, sizes = _chosen(bench, tasks)
+    asked = [one for one in tasks if chosen is None or one.name in chosen]
+    total = sum(one.items for one in tasks) if chosen is None else sum(len(each) for each in chosen.values())
     scores: list[TaskScore] = []
     items: list[Item] = []
     with Journal(bench.folder / "journal.jsonl", _binding(bench)) as journal:
         lm = _model(bench, journal)
-        for loaded in tasks:
-            lm.report(loaded.name, _teller(bench, loaded, len(items), total))
-            score, new = _run(lm, loaded)
+        for loaded in asked:
+            mine = None if chosen is None else chosen[loaded.name]
+            lm.report(loaded.name, _teller(bench, loaded, mine, len(items), total))
+            score, new = _run(lm, loaded, mine)
             scores.append(score)
             items += new
         controls = controlled(bench, lm, tasks_folder, _run)
@@ -62,6 +66,8 @@ def accuracy(bench: Bench) -> Measured:
         seconds=round(time.monotonic() - started, 3),
         requests=lm.requests,
         controls=controls,
+        part=None if spec.part is None else (spec.part[0], spec.part[0] + total),
+        sizes=sizes,
     )
     return record, {path.name: str(path.resolve())}
 
@@ -74,7 +80,19 @@ def _model(bench: Bench, journal: Journal) -> SessionLM:
     return SeeingLM(bench.session, bench.tokenizer, journal, budget, Shelf(bench.checkpoint))
 
 
-def _run(lm: SessionLM, loaded: LoadedTask) -> tuple[TaskScore, list[Item]]:
+def _chosen(bench: Bench, tasks: Sequence[LoadedTask]) -> tuple[dict[str, Chosen] | None, tuple[tuple[str, int], ...]]:
+    """Documents by task where a part of the suite is asked for, and how many items each task has in full."""
+    part = bench.spec.part
+    if part is None:
+        return None, ()
+    draw = draw_of(tasks, bench.spec.seed)
+    found = {task: Chosen(numbers) for task, numbers in draw.documents(*part).items()}
+    if not found:
+        raise BadInput(f"the suite has {draw.total} items, none from the {part[0]}th on.", place="accuracy")
+    return found, draw.sizes
+
+
+def _run(lm: SessionLM, loaded: LoadedTask, chosen: Chosen | None = None) -> tuple[TaskScore, list[Item]]:
     from lm_eval.evaluator import evaluate
 
     started = time.monotonic()
@@ -84,22 +102,24 @@ def _run(lm: SessionLM, loaded: LoadedTask) -> tuple[TaskScore, list[Item]]:
         raise BadInput(
             "the model has no chat template.", place=f"task {loaded.name}", cure="Set `chat_template: false`."
         )
-    result = evaluate(
-        lm,
-        {"tasks": {loaded.name: loaded.task}},
-        limit=loaded.ask.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=loaded.ask.chat_template,
-        fewshot_as_multiturn=True,
-    )
+    with prompts_as_in_full(loaded, chosen):
+        result = evaluate(
+            lm,
+            {"tasks": {loaded.name: loaded.task}},
+            limit=loaded.ask.limit if chosen is None else None,
+            samples=None if chosen is None else {loaded.name: chosen},
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=loaded.ask.chat_template,
+            fewshot_as_multiturn=True,
+        )
     items = rows(loaded, result["samples"][loaded.name], lm.sent)
     theirs = result["results"][loaded.name][f"{loaded.metric},{loaded.filter}"]
     require_agreement(loaded, items, float(theirs))
-    return _score(loaded, items, round(time.monotonic() - started, 3)), items
+    return _score(lm, loaded, items, round(time.monotonic() - started, 3)), items
 
 
-def _score(loaded: LoadedTask, items: Sequence[Item], seconds: float) -> TaskScore:
+def _score(lm: SessionLM, loaded: LoadedTask, items: Sequence[Item], seconds: float) -> TaskScore:
     return TaskScore(
         task=loaded.name,
         metric=loaded.metric if loaded.filter == "none" else f"{loaded.metric},{loaded.filter}",
@@ -112,6 +132,9 @@ def _score(loaded: LoadedTask, items: Sequence[Item], seconds: float) -> TaskSco
         shots=int(loaded.task.get_config("num_fewshot")),
         chat_template=loaded.ask.chat_template,
         truncated=0,
+        group="" if loaded.ask.task == loaded.name else loaded.ask.task,
+        template_digest=digest(lm.tokenizer.chat_template) if loaded.ask.chat_template else "",
+        decoding=lm.decoding,
         seconds=seconds,
     )
 
@@ -147,11 +170,15 @@ def _chance(items: Sequence[Item]) -> float | None:
     return sum(shares) / len(shares)
 
 
-def _teller(bench: Bench, loaded: LoadedTask, before: int, total: int) -> Callable[[int, int], None]:
+def _teller(
+    bench: Bench, loaded: LoadedTask, chosen: Chosen | None, before: int, total: int
+) -> Callable[[int, int], None]:
     """Turns requests answered into items done."""
+    part, mine = bench.spec.part, loaded.items if chosen is None else len(chosen)
+    text = loaded.name if part is None else f"{loaded.name}, items {part[0]} to {part[0] + total} in random order"
 
     def tell(done: int, requests: int) -> None:
-        bench.reporter.progress("accuracy", before + loaded.items * done / requests, total, loaded.name)
+        bench.reporter.progress("accuracy", before + mine * done / requests, total, text)
 
     return tell
 

@@ -16,8 +16,9 @@ lm-eval owns tasks, prompts, filters and metrics; this file only answers "how li
   and the candidate of Tuesday would get different prompts; the template's own fallback date is passed
   instead.
 
-Requests go out in blocks, longest first (running out of memory shows at once), equal contexts side by side so
-that a session can score a context once. Blocks are a function of the requests alone; see journal.py.
+Requests go out in blocks, the longest first (running out of memory shows at once), with what shares a
+beginning side by side, so that a session can compute it once. Blocks are a function of the requests alone;
+see journal.py.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
     """An lm-eval model over a Session.
 
     `requests` counts what was asked; `sent` keeps for each lm-eval request what went to the session, by
-    `key`.
+    `key`; `decoding` says in words how the present task's answers were generated.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         self.place = ""
         self.requests = 0
         self.sent: dict[str, Sent] = {}
+        self.decoding = ""
         self._journal = journal
         self._token_budget = token_budget
         self._progress: Callable[[int, int], None] = lambda done, total: None
@@ -84,6 +86,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         asked)."""
         self.place = f"task {task}"
         self.sent.clear()
+        self.decoding = ""
         self._progress = progress
 
     @property
@@ -175,6 +178,8 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
     def _generate(self, asks: list[GenerateRequest]) -> list[str]:
         self._require_fit([len(ask.prompt) + ask.max_tokens for ask in asks])
         self.requests += len(asks)
+        kinds = {f"greedily, at most {ask.max_tokens} tokens, until {list(ask.stop)}" for ask in asks}
+        self.decoding = "; ".join(sorted(kinds))
         return self._answer(asks, generate_blocks(asks, self._token_budget), "generate", self._continue)
 
     def _generation(self, context: str, settings: dict[str, Any], images: tuple[Image, ...] = ()) -> GenerateRequest:

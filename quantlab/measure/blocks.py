@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from quantlab.engines import GenerateRequest, ScoreRequest
 from quantlab.records import digest
@@ -47,13 +46,19 @@ def sent(
 
 
 def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[list[ScoreRequest]]:
-    """Each different request once: longest contexts first, equal contexts never apart. What is asked about a picture
-    stays together, so that a session encodes it once."""
+    """Each different request once, equal contexts never apart; the block with the longest context comes first.
 
-    def order(ask: ScoreRequest) -> tuple[Any, ...]:
-        return _pictures(ask), -len(ask.context), ask.context, ask.continuation
+    Cut in the order of the tokens themselves, so that contexts with the same shots lie side by side: ordered by length,
+    a task whose subjects have different shots would start all of them anew in every block. What is asked about a
+    picture stays together, so that a session encodes it once.
+    """
+    ordered = sorted(set(asks), key=lambda ask: (_pictures(ask), ask.context, ask.continuation))
+    blocks = _cut(ordered, PASSES * token_budget)
+    return iter(sorted(blocks, key=lambda block: -max(len(ask.context) for ask in block)))
 
-    ordered = sorted(set(asks), key=order)
+
+def _cut(ordered: Sequence[ScoreRequest], most: int) -> Iterator[list[ScoreRequest]]:
+    """Blocks of at most so many tokens that are not shared; a larger context is a block of its own."""
     block: list[ScoreRequest] = []
     tokens = 0
     before: tuple[int, ...] = ()
@@ -61,7 +66,7 @@ def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[li
         same = list(group)
         fresh = len(context) + sum(len(ask.continuation) for ask in same)
         cost = fresh - _shared(before, context)
-        if block and tokens + cost > PASSES * token_budget:
+        if block and tokens + cost > most:
             yield block
             block, tokens, cost = [], 0, fresh
         block += same

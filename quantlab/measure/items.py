@@ -43,6 +43,8 @@ class Item:
     """Rendered text, few-shot examples and chat template included."""
     prompt_digest: str
     """SHA-256 of the token ids that were sent, all choices."""
+    question_digest: str
+    """SHA-256 of the item's own text and choices, before few-shot examples and template came to it."""
     tokens: int
     """Of all requests of the item."""
     bos: int
@@ -70,10 +72,8 @@ def rows(loaded: LoadedTask, samples: Sequence[dict[str, Any]], sent: Mapping[st
         sent: the adapter's record of what went out, by `adapter.key`.
     """
     mine = [sample for sample in samples if sample["filter"] == loaded.filter]
-    docs = [sample["doc"] for sample in mine]
-    names = _ids(docs, [sample["doc_id"] for sample in mine])
-    clusters = _clusters(docs, names)
-    return [_row(loaded, *one, sent) for one in zip(names, clusters, mine, strict=True)]
+    names, clusters = _labels(loaded.documents)
+    return [_row(loaded, names[one["doc_id"]], clusters[one["doc_id"]], one, sent) for one in mine]
 
 
 def _row(loaded: LoadedTask, name: str, cluster: str, sample: dict[str, Any], sent: Mapping[str, Sent]) -> Item:
@@ -87,6 +87,7 @@ def _row(loaded: LoadedTask, name: str, cluster: str, sample: dict[str, Any], se
         kind=str(doc.get("kind") or ""),
         prompt=str(sample["arguments"][0][0]),
         prompt_digest=digest([one.digest for one in went]),
+        question_digest=digest(str(loaded.task.doc_to_text(doc)), answer["choices"]),
         tokens=sum(one.tokens for one in went),
         bos=went[0].bos,
         correct=_share(loaded, name, sample[loaded.metric]),
@@ -174,12 +175,18 @@ def _share(loaded: LoadedTask, name: str, value: Any) -> float:
     return number
 
 
-def _ids(docs: list[dict[str, Any]], numbers: list[int]) -> list[str]:
+def _labels(docs: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Ids and clusters of *all* documents of a task: an item is called the same in a slice and in the full run."""
+    names = _ids(docs)
+    return names, _clusters(docs, names)
+
+
+def _ids(docs: list[dict[str, Any]]) -> list[str]:
     for field in ID_FIELDS:
         names = [str(doc.get(field, "")) for doc in docs]
         if all(names) and len(set(names)) == len(names):
             return names
-    return [str(number) for number in numbers]
+    return [str(number) for number in range(len(docs))]
 
 
 def _clusters(docs: list[dict[str, Any]], names: list[str]) -> list[str]:
@@ -198,7 +205,8 @@ def write(items: Sequence[Item], path: Path) -> None:
 
     schema = pa.schema(
         [
-            *((name, pa.string()) for name in ("task", "id", "cluster", "kind", "prompt", "prompt_digest")),
+            *((name, pa.string()) for name in ("task", "id", "cluster", "kind")),
+            *((name, pa.string()) for name in ("prompt", "prompt_digest", "question_digest")),
             ("tokens", pa.int32()),
             ("bos", pa.int32()),
             *((name, pa.string()) for name in ("choices", "right", "answer")),

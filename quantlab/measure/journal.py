@@ -23,7 +23,8 @@ from typing import Any
 
 from quantlab import disk
 
-HEADER = "quantlab journal 1"
+HEADER = "quantlab journal 2"
+"""Its number grows when the engines compute other last bits: one run must not mix them."""
 
 
 class Journal:

@@ -4,22 +4,27 @@ finished.
 Loading a checkpoint takes as long as measuring a small suite, so all stages share one session. A stage that
 is sent is safe: the parent writes it into the ledger at once, and a kill loses only the stage at work (and of
 the accuracy stage only the block at work, see journal.py). A broken checkpoint must not cost an evaluation:
-when the canary fails, its record is sent and nothing else is started.
+when the canary fails or the distribution has collapsed, that record is sent and nothing else is started.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from quantlab.engines import engine
+import msgspec
+
+from quantlab.engines import Bencher, Engine, engine
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured, Reporter
-from quantlab.records import Artifact, Canary, MeasureJob
+from quantlab.measure.benched import is_benched, throughput
+from quantlab.measure.halving import Halving
+from quantlab.records import Artifact, Canary, Fidelity, MeasureJob
 
 STAGES: dict[str, str] = {
     "canary": "quantlab.measure.canary:canary",
@@ -35,7 +40,7 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
     """Measure `spec.stages` on one session; each record goes out through `reporter.result`.
 
     Returns:
-        {"done": stages that were sent}; shorter than `spec.stages` when the canary failed.
+        {"done": stages that were sent}; shorter than `spec.stages` when the checkpoint has collapsed.
 
     Raises:
         QuantlabError: of the stage that could not be measured; what was sent before it stands.
@@ -43,16 +48,48 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
     _quiet()
     tokenizer = tokenizer_of(spec.artifact)
     done: list[str] = []
-    with engine(spec.engine).open(spec.artifact, spec.config) as session:
-        bench = Bench(spec, session, tokenizer, reporter)
-        for stage in spec.stages:
+    made = engine(spec.engine)
+    apart = cast(Bencher, made) if is_benched(made, spec, reporter) else None
+    stages = [stage for stage in spec.stages if apart is None or stage != "throughput"]
+    if stages and not _on_session(made, spec, stages, tokenizer, reporter, done):
+        return {"done": done}
+    if apart is not None:
+        record, files = throughput(apart, spec, tokenizer, reporter)
+        reporter.result("throughput", record, files)
+        done.append("throughput")
+    return {"done": done}
+
+
+def _on_session(
+    made: Engine, spec: MeasureJob, stages: Sequence[str], tokenizer: Any, reporter: Reporter, done: list[str]
+) -> bool:
+    """Measure `stages` on one session and add them to `done`; False when the canary failed."""
+    with made.open(spec.artifact, spec.config) as session:
+        for stage in stages:
+            patient = Halving(session, partial(reporter.note, stage))
+            bench = Bench(spec, session if stage == "throughput" else patient, tokenizer, reporter)
             record, files = _function(stage)(bench)
+            record = _noted(record, patient.notes)
             reporter.result(stage, record, files)
             done.append(stage)
-            if isinstance(record, Canary) and not record.passed:
-                reporter.note(stage, f"Nothing more is measured: {record.reason}")
-                break
-    return {"done": done}
+            if why := _stop(record, spec.collapse):
+                reporter.note(stage, f"Nothing more is measured: {why}")
+                return False
+    return True
+
+
+def _noted(record: Any, notes: list[str]) -> Any:
+    """The record with what had to be done for want of memory."""
+    return msgspec.structs.replace(record, notes=(*record.notes, *notes)) if notes else record
+
+
+def _stop(record: msgspec.Struct, collapse: tuple[float, float] | None) -> str:
+    """Why nothing more is measured on what is no language model any more; empty while it is one."""
+    if isinstance(record, Canary) and not record.passed:
+        return record.reason
+    if isinstance(record, Fidelity) and collapse is not None and record.collapsed(*collapse):
+        return f"mean KL {record.kl.value:.2f} nats, the same next token in {record.top1.value:.0%} of positions."
+    return ""
 
 
 def _function(stage: str) -> Callable[[Bench], Measured]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ class LoadedTask:
         """How many items will be asked."""
         there = len(self.task.eval_docs)
         return there if self.ask.limit is None else min(there, self.ask.limit)
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        """What will be asked, whole: a slice takes from it."""
+        return list(islice(self.task.eval_docs, self.items))
 
 
 def load(suite: Suite, suite_folder: Path, tasks_folder: Path | None, scratch: Path) -> list[LoadedTask]:

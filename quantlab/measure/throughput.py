@@ -38,6 +38,7 @@ from quantlab.records import Cell, Grid, Number, Throughput
 
 PHRASES = ("out of memory", "allocate memory", "bad_alloc", "memory is too small")
 """How SDKs, and our own engine, say that there is not enough memory."""
+NO_MEMORY = "out of memory at batch"
 
 
 class _Failed(Exception):
@@ -56,13 +57,11 @@ def throughput(bench: Bench) -> Measured:
         raise BadInput("throughput needs a grid.", place="measure", cure="Name one with --grid.")
     shapes = list(product(grid.isl, grid.osl, grid.batch))
     reset_peak()
-    cells = []
+    cells: list[Cell] = []
     fallen: dict[int, str] = {}
     for place, (isl, osl, batch) in enumerate(shapes):
         bench.reporter.progress("throughput", place, len(shapes), f"{isl} in, {osl} out, batch {batch}")
-        if batch not in fallen:
-            fallen[batch] = _falls_apart(bench, batch)
-        cells.append(_cell(bench, isl, osl, batch, grid, fallen[batch]))
+        cells += _cells(bench, isl, osl, batch, grid, fallen)
     bench.reporter.progress("throughput", len(shapes), len(shapes), "")
     record = Throughput(
         grid=bench.spec.grid_name,
@@ -75,12 +74,23 @@ def throughput(bench: Bench) -> Measured:
     return record, {}
 
 
+def _cells(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: dict[int, str]) -> list[Cell]:
+    """The cell; where it does not fit into memory also cells of half its batch, until one fits or is the grid's own."""
+    cells: list[Cell] = []
+    while not cells or (cells[-1].reason.startswith(NO_MEMORY) and batch > 1 and batch // 2 not in grid.batch):
+        batch = batch // 2 if cells else batch
+        if batch not in fallen:
+            fallen[batch] = _falls_apart(bench, batch)
+        cells.append(_cell(bench, isl, osl, batch, grid, fallen[batch]))
+    return cells
+
+
 def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str) -> Cell:
     config = bench.spec.config
     try:
         _require_possible(bench, isl, osl, fallen)
         draw = random.Random(f"{bench.spec.seed}/{isl}/{osl}/{batch}")
-        vocabulary = _ordinary_tokens(bench.tokenizer)
+        vocabulary = ordinary_tokens(bench.tokenizer)
         for _ in range(grid.warmup):
             _run(bench, draw, vocabulary, isl, osl, batch)
         found = counted(
@@ -149,7 +159,8 @@ def _require_steady(found: Counted, grid: Grid) -> None:
         )
 
 
-def _ordinary_tokens(tokenizer: Any) -> list[int]:
+def ordinary_tokens(tokenizer: Any) -> list[int]:
+    """Token ids without special and added ones."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return [token for token in range(len(tokenizer)) if token not in special]
 
@@ -179,7 +190,7 @@ def _generate(bench: Bench, requests: list[GenerateRequest]) -> list[Any]:
     except (MemoryError, RuntimeError, Refused) as error:
         # torch.OutOfMemoryError is a RuntimeError, as are its CPU allocator's and TensorRT's; our engine refuses.
         if isinstance(error, MemoryError) or _tells_of_memory(str(error)):
-            raise _Failed(f"out of memory at batch {len(requests)}") from error
+            raise _Failed(f"{NO_MEMORY} {len(requests)}") from error
         raise
 
 

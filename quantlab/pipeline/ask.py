@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from quantlab import catalog
 from quantlab.catalog import Found
 from quantlab.engines import check
 from quantlab.errors import BadInput
+from quantlab.places import home
 from quantlab.records import EngineConfig, Grid, Model, Policy, Recipe, Suite
 
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy", "throughput")
 """Stages a run may consist of, in order; `calibrate` always runs, because all others stand on it."""
+
+AUTO = "auto"
+"""The word for the best engine that takes all recipes; see choice.py."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,17 @@ class Ask:
     grid: str = "quick"
     policy: str = "default"
     engine: str = "torch"
+    """Name of an engine, or "auto"."""
     config: EngineConfig = field(default_factory=EngineConfig)
     stages: tuple[str, ...] = STAGES
     calibration_set: str | None = None
     """Another calibration set than the recipes name."""
     max_drop: float | None = None
     """Another margin than the policy's, in points."""
+    scope: Literal["population", "suite"] | None = None
+    """Another claim than the policy's."""
+    early: bool | None = None
+    """Stop scoring as soon as it is decided, or not, whatever the policy says."""
     threads: int = 0
     """0: the number of cores."""
     seed: int = 0
@@ -53,6 +62,8 @@ class Resolved:
     policy_name: str
     home: Path
     """Where weights that quantlab itself made ready are kept."""
+    notes: tuple[str, ...] = ()
+    """What was decided on the way from words to records, for the report."""
 
     @property
     def suite_record(self) -> Suite:
@@ -67,13 +78,6 @@ class Resolved:
         return record
 
 
-def home() -> Path:
-    """$QUANTLAB_HOME, or the user's cache folder."""
-    given = os.environ.get("QUANTLAB_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(cache) / "quantlab"
-
-
 def resolve(ask: Ask) -> Resolved:
     """Look every word up, before anything is started.
 
@@ -83,7 +87,8 @@ def resolve(ask: Ask) -> Resolved:
     unknown = [stage for stage in ask.stages if stage not in STAGES]
     if unknown:
         raise BadInput(f"no stage {unknown[0]!r}.", cure=f"Stages: {', '.join(STAGES)}.")
-    check(ask.engine)
+    if ask.engine != AUTO:
+        check(ask.engine)
     policy = catalog.policy(ask.policy)
     record = policy.record
     assert isinstance(record, Policy)
@@ -96,7 +101,7 @@ def resolve(ask: Ask) -> Resolved:
         recipes=tuple((each, _with_set(each.record, ask.calibration_set, model)) for each in found),
         suite=catalog.suite(ask.suite),
         grid=catalog.grid(ask.grid),
-        policy=_with_margin(record, ask.max_drop),
+        policy=_with_claim(_with_margin(record, ask.max_drop), ask),
         policy_name=policy.name,
         home=home(),
     )
@@ -122,3 +127,24 @@ def _with_margin(policy: Policy, max_drop: float | None) -> Policy:
     if not 0 < max_drop < 100:
         raise BadInput(f"a margin of {max_drop:g} points is not between 0 and 100.", place="--max-drop")
     return msgspec.structs.replace(policy, max_drop=max_drop)
+
+
+def _with_claim(policy: Policy, ask: Ask) -> Policy:
+    """The policy with the ask's scope and earliness, its scope spelled out.
+
+    Raises:
+        BadInput: an early run that shall claim something beyond the suite, or with nothing to decide.
+    """
+    import msgspec
+
+    early = policy.early if ask.early is None else ask.early
+    found = msgspec.structs.replace(policy, early=early, scope=ask.scope or policy.scope)
+    if early and found.scope == "population":
+        raise BadInput(
+            "an early run decides about the suite in full; it can claim nothing beyond the suite.",
+            place="--scope population" if ask.scope else f"policy {ask.policy}, field scope",
+            cure="Add --scope suite, or run in full with --no-early.",
+        )
+    if early and not found.max_drop > 0:
+        raise BadInput("a margin of 0 points leaves nothing to decide early.", place="--early", cure="Add --max-drop.")
+    return msgspec.structs.replace(found, scope=found.claims)

@@ -1,64 +1,39 @@
-"""From walks to a `Run`: comparisons, verdicts, a sample of flipped items, the answer in two sentences, the notes."""
+"""From walks to a `Run`: comparisons, verdicts, flipped items, the answer in two sentences, the notes."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from quantlab import judge
+import msgspec
+
+from quantlab import anchors, catalog, judge, looks
+from quantlab.categories import categories
 from quantlab.ledgers import Ledger
-from quantlab.pipeline import answers
+from quantlab.pipeline import answers, flips
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
+from quantlab.pipeline.walk import Walk
 from quantlab.records import (
     SCHEMA,
     Accuracy,
-    Calibrated,
-    Canary,
     Candidate,
     Comparison,
-    Failure,
-    Fidelity,
+    Flip,
     Host,
-    Recipe,
-    Reference,
     Run,
-    Throughput,
     Verdict,
-    Verification,
 )
 
-FLIPS_SHOWN = 60
+FLIPS_KEPT = 400
 """Flipped items kept for the report, a recipe; the Parquet files hold all."""
-
-
-@dataclass
-class Walk:
-    """What one recipe gave on its way through the rooms."""
-
-    name: str
-    recipe: Recipe
-    notes: tuple[str, ...] = ()
-    refusal: str = ""
-    at: str = "plan"
-    """The stage it reached last."""
-    calibrated: Calibrated | None = None
-    verification: Verification | None = None
-    canary: Canary | None = None
-    reference: Reference | None = None
-    fidelity: Fidelity | None = None
-    accuracy: Accuracy | None = None
-    throughput: Throughput | None = None
-    failure: Failure | None = None
-    identities: dict[str, str] = field(default_factory=dict)
 
 
 def assemble(resolved: Resolved, walks: Sequence[Walk], host: Host, ledger: Ledger) -> Run:
     """Judge every walk against the first and put the run together."""
-    tables = {walk.name: _items(ledger, walk.accuracy) for walk in walks}
+    tables = {walk.name: {} if walk.compared else items_by_task(ledger, walk.accuracy) for walk in walks}
     candidates = [_candidate(resolved, walks[0], walk, tables) for walk in walks]
     return Run(
         schema=SCHEMA,
@@ -88,6 +63,7 @@ def command(ask: Ask) -> str:
     for flag, value in (
         ("--calibration-set", ask.calibration_set),
         ("--max-drop", ask.max_drop),
+        ("--scope", ask.scope),
         ("--threads", ask.threads or None),
         ("--seed", ask.seed or None),
         ("--device", None if ask.config.device == "auto" else ask.config.device),
@@ -97,6 +73,8 @@ def command(ask: Ask) -> str:
         ("--flow", None if ask.config.flow == "auto" else ask.config.flow),
     ):
         words += [flag, f"{value}"] if value is not None else []
+    if ask.early is not None:
+        words.append("--early" if ask.early else "--no-early")
     return shlex.join(words)
 
 
@@ -109,16 +87,21 @@ def summary(model: str, candidates: Sequence[Candidate]) -> str:
     if accepted:
         first = (
             f"Ship {accepted[0].recipe_name}: of the accepted precisions of {model} it stores the fewest bits "
-            f"({_bits(accepted[0]):.2f} per weight). {accepted[0].verdict.reason}"
+            f"({_bits(accepted[0]):.2f} per weight). {_sentence(accepted[0].verdict.reason)}"
         )
     else:
-        first = f"Stay with {candidates[0].recipe_name}: no other precision of {model} was accepted."
+        scope = "on this suite" if candidates[-1].verdict.scope == "suite" else "beyond this suite"
+        first = f"Stay with {candidates[0].recipe_name}: no other precision of {model} was accepted {scope}."
     rest = [
         f"{each.recipe_name}: {each.verdict.status}"
         for each in candidates
         if each.verdict.status not in ("baseline", "accept")
     ]
     return first + (f" Not accepted: {'; '.join(rest)}." if rest else "")
+
+
+def _sentence(reason: str) -> str:
+    return reason[:1].upper() + reason[1:]
 
 
 def _bits(candidate: Candidate) -> float:
@@ -143,10 +126,11 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
             refusal=walk.refusal,
         )
     )
+    changed = _flips(comparison, *(walk.compared or (tables[baseline.name], tables[walk.name])))
     return Candidate(
         recipe_name=walk.name,
         recipe=walk.recipe,
-        verdict=verdict,
+        verdict=msgspec.structs.replace(verdict, scope=resolved.policy.claims),
         calibrated=walk.calibrated,
         verification=walk.verification,
         canary=walk.canary,
@@ -156,7 +140,8 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
         comparison=comparison,
         failure=walk.failure,
         failed_stage=walk.at if walk.failure else "",
-        flips=() if first else _flips(tables[baseline.name], tables[walk.name]),
+        flips=flips.most_telling(changed, FLIPS_KEPT),
+        flipped=len(changed),
         identities=walk.identities,
     )
 
@@ -164,11 +149,26 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
 def _comparison(
     resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str, dict[str, Table]]
 ) -> Comparison | None:
-    if baseline.accuracy is None or walk.accuracy is None:
-        return None
+    if walk.comparison is not None or baseline.accuracy is None or walk.accuracy is None:
+        return walk.comparison
     left = {task: table.items() for task, table in tables[baseline.name].items()}
     right = {task: table.items() for task, table in tables[walk.name].items()}
-    return judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    found = judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
+    kinds = {task: table.columns["kind"] for task, table in tables[baseline.name].items()}
+    ranked = categories(found, left, right, kinds, resolved.policy)
+    found, whole = msgspec.structs.replace(found, categories=ranked), found.suite.difference
+    if resolved.policy.claims == "population" or whole is None:
+        return found
+    return looks.on_suite(found, looks.exact(whole.value, found.suite.n, resolved.policy))
+
+
+def _flips(comparison: Comparison | None, left: dict[str, Table], right: dict[str, Table]) -> list[Flip]:
+    """Of the tasks that are comparable: where something else differs, a changed answer says nothing."""
+    if comparison is None:
+        return []
+    metrics = {one.task: one.metric for one in comparison.tasks if one.difference is not None}
+    before, after = ({name: table.columns for name, table in side.items()} for side in (left, right))
+    return flips.flips(before, after, metrics)
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,10 @@ class Table:
             correct=np.asarray(self.columns["correct"], dtype=np.float64),
             answers=self.columns["answer"],
             clusters=self.columns["cluster"],
+            tokens=self.columns["tokens"],
+            bos=self.columns["bos"],
+            prompts=self.columns["prompt"],
+            questions=self.columns.get("question_digest", []),
             nll=self._nll(),
         )
 
@@ -200,7 +204,7 @@ class Table:
         return None if any(cost is None for cost in costs) else np.asarray(costs, dtype=np.float64)
 
 
-def _items(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
+def items_by_task(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
     """Item results by task, read from the ledger's Parquet."""
     if accuracy is None:
         return {}
@@ -216,54 +220,21 @@ def _items(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
     }
 
 
-def _flips(left: dict[str, Table], right: dict[str, Table]) -> tuple[dict[str, str], ...]:
-    """Items whose correctness changed: both directions and all tasks are represented."""
-    by_kind: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for task in left.keys() & right.keys():
-        a, b = left[task].columns, right[task].columns
-        if a["id"] != b["id"]:
-            continue
-        for place, (before, after) in enumerate(zip(a["correct"], b["correct"], strict=True)):
-            if (before > 0.5) != (after > 0.5):
-                way = "regressed" if before > after else "improved"
-                by_kind.setdefault((task, way), []).append(_flip(a, b, place, way))
-    return tuple(_round_robin([by_kind[key] for key in sorted(by_kind)], FLIPS_SHOWN))
-
-
-def _flip(a: dict[str, list[Any]], b: dict[str, list[Any]], place: int, way: str) -> dict[str, str]:
-    return {
-        "task": str(a["task"][place]),
-        "id": str(a["id"][place]),
-        "direction": way,
-        "prompt": str(a["prompt"][place]),
-        "right": _words(a, "right", place),
-        "baseline": _words(a, "answer", place),
-        "candidate": _words(b, "answer", place),
-    }
-
-
-def _words(columns: dict[str, list[Any]], column: str, place: int) -> str:
-    """An answer as a reader knows it: the text of the choice, not its number."""
-    value, choices = str(columns[column][place]), json.loads(columns["choices"][place] or "[]")
-    return str(choices[int(value)]).strip() if value.isdigit() and int(value) < len(choices) else value
-
-
-def _round_robin(rows: Sequence[list[dict[str, str]]], most: int) -> list[dict[str, str]]:
-    taken: list[dict[str, str]] = []
-    depth = 0
-    while len(taken) < most and any(len(row) > depth for row in rows):
-        taken += [row[depth] for row in rows if len(row) > depth]
-        depth += 1
-    return taken[:most]
-
-
 def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
     """What the reader must know before believing a number."""
-    notes = []
+    notes = list(resolved.notes)
     if resolved.suite_record.synthetic:
         notes.append(
             f"Suite {resolved.suite.name} is made of generated items: it compares precisions with each other, "
             f"its scores are not comparable with published ones."
+        )
+    if walks[0].accuracy is not None and walks[0].recipe.format == "bf16":
+        notes += anchors.notes(walks[0].accuracy, resolved.suite_record, catalog.published_scores(resolved.model))
+    if resolved.policy.early:
+        notes.append(
+            f"Verdicts are about suite {resolved.suite.name} in full and were taken as soon as they were certain: the "
+            f"items came in the random order of seed {resolved.ask.seed}. They say nothing about other items. KL is "
+            f"that of a screen of a few hundred positions."
         )
     for walk in walks:
         if walk.throughput is not None and walk.throughput.numerics == "emulated":
@@ -271,6 +242,15 @@ def _notes(resolved: Resolved, walks: Sequence[Walk]) -> list[str]:
                 f"{walk.name} was computed by emulation on this device: its scores are those of the format, "
                 f"its speed is not."
             )
+        if walk.throughput is not None and walk.throughput.source:
+            notes.append(f"{walk.name}: its speed is by {walk.throughput.source}, on the artifact that was scored.")
+        stages = {
+            "canary": walk.canary,
+            "reference": walk.reference,
+            "fidelity": walk.fidelity,
+            "accuracy": walk.accuracy,
+        }
+        notes += [f"{walk.name}, {name}: {note}" for name, stage in stages.items() if stage for note in stage.notes]
         made = walk.calibrated.notes if walk.calibrated else ()
         notes += [f"{walk.name}: {text}" for text in dict.fromkeys((*walk.notes, *made))]
     if "Q4_1" in resolved.model.summary:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantlab.records import Artifact, Calibrated, EngineConfig, Grid, Host, Recipe, Suite, Weights, digest
+from quantlab.records import Artifact, Calibrated, Checkpoint, EngineConfig, Grid, Host, Recipe, Suite, Weights, digest
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
-    "verify": 1,
+    "verify": 2,
+    "build": 1,
     "canary": 1,
     "reference": 1,
     "fidelity": 1,
@@ -65,6 +66,13 @@ def verify(calibrated: Calibrated, recipe: Recipe, host: Host) -> str:
     )
 
 
+def build(checkpoint: Checkpoint, engine: str, version: str, shaped: dict[str, Any], host: Host, device: str) -> str:
+    """`version`: of the SDK. `shaped`: what else the engine makes it from."""
+    return digest(
+        "build", PROTOCOL["build"], checkpoint.digest, engine, version, shaped, device_of(host, device), device
+    )
+
+
 def measure(
     stage: str,
     artifact: Artifact,
@@ -76,8 +84,9 @@ def measure(
     grid: Grid | None = None,
     reference: str = "",
     seed: int = 0,
+    part: tuple[int, int] | None = None,
 ) -> str:
-    """Identity of canary, reference, fidelity, accuracy or throughput on one artifact."""
+    """Identity of canary, reference, fidelity, accuracy or throughput on one artifact. `part`: a slice of the suite."""
     common: list[Any] = [
         stage,
         PROTOCOL[stage],
@@ -97,7 +106,8 @@ def measure(
     if stage in ("reference", "fidelity"):
         return digest(*common, suite.fidelity if suite else None, suite_digest, reference)
     if stage == "accuracy":
-        return digest(*common, suite_digest, versions(host, ("lm-eval", "datasets")), seed)
+        whole = [suite_digest, versions(host, ("lm-eval", "datasets")), seed]
+        return digest(*common, *whole, *([] if part is None else [part]))
     return digest(*common, grid, config.token_budget, host.cores, host.versions.get("quantlab"), seed)
 
 

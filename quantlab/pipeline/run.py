@@ -13,8 +13,11 @@ from quantlab.catalog import Found
 from quantlab.errors import KINDS, BadInput, Broken, QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, Resolved, resolve
-from quantlab.pipeline.assemble import Walk, assemble
+from quantlab.pipeline.assemble import assemble
+from quantlab.pipeline.choice import settled
+from quantlab.pipeline.early import look_by_look
 from quantlab.pipeline.stage import Silent, Watcher
+from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan, plan
 from quantlab.records import CalibrationSet, FetchJob, Host, Recipe, Run, Weights
@@ -41,7 +44,9 @@ def plan_run(ask: Ask, ledger: Ledger) -> Planned:
     resolved = resolve(ask)
     here = machine.describe()
     weights = fetch.local(resolved.model, resolved.home)
-    return Planned(resolved, here, weights, _plans(resolved, weights, here, ledger))
+    plans = _plans(resolved, weights, here, ledger)
+    resolved = settled(resolved, _architecture(resolved, weights), dict(plans), here, Silent())
+    return Planned(resolved, here, weights, plans)
 
 
 def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
@@ -58,13 +63,18 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
     here = machine.describe()
     weights = _weights(resolved, ledger, watch)
     plans = dict(_plans(resolved, weights, here, ledger))
+    resolved = settled(resolved, _architecture(resolved, weights), plans, here, watch)
     walker = Walker(resolved, weights, here, ledger, watch)
+    walker.require_engine()
     walks: list[Walk] = []
     for found, recipe in resolved.recipes:
         walk = walker.walk(found, recipe, plans[found.name])
         walks.append(walk)
         if walk is walks[0]:
             _require_baseline(walk)
+    if resolved.policy.early:
+        look_by_look(walker, walks)
+        _require_baseline(walks[0])
     result = assemble(resolved, walks, here, ledger)
     ledger.save_run(result)
     return result
@@ -89,6 +99,10 @@ def _weights(resolved: Resolved, ledger: Ledger, watch: Watcher) -> Weights:
             on_event=lambda event: watch.event("", event),
         )
         return fetched
+
+
+def _architecture(resolved: Resolved, weights: Weights | None) -> str:
+    return weights.architecture if weights else resolved.model.architecture or ""
 
 
 def _plans(resolved: Resolved, weights: Weights | None, here: Host, ledger: Ledger) -> tuple[tuple[str, Plan], ...]:

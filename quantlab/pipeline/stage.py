@@ -21,6 +21,7 @@ from quantlab.pipeline.entry import Clock, without_paths
 from quantlab.records import (
     SCHEMA,
     Accuracy,
+    Artifact,
     Calibrated,
     CalibrateJob,
     Canary,
@@ -40,6 +41,7 @@ T = TypeVar("T")
 RECORDS: dict[str, type] = {
     "calibrate": Calibrated,
     "verify": Verification,
+    "build": Artifact,
     "canary": Canary,
     "reference": Reference,
     "fidelity": Fidelity,
@@ -72,7 +74,20 @@ class Silent:
 class Stages:
     """Runs stages of one model against one ledger on one host."""
 
-    def __init__(self, ledger: Ledger, host: Host, model: str, watcher: Watcher, threads: int = 0) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        host: Host,
+        model: str,
+        watcher: Watcher,
+        threads: int = 0,
+        command: Sequence[str] = (),
+    ) -> None:
+        """Args:
+        host: with the versions of the Python that the children run under.
+        command: prefix of the children; empty is this Python.
+        """
+        self.command = command
         self.ledger = ledger
         self.host = host
         self.model = model
@@ -109,22 +124,27 @@ class Stages:
         return self._once("verify", identity, recipe, job, work)
 
     def measure(
-        self, identities: dict[str, str], recipe: str, job: Callable[[Sequence[str], Path], MeasureJob]
+        self,
+        identities: dict[str, str],
+        recipe: str,
+        job: Callable[[Sequence[str], Path], MeasureJob],
+        collapsed: Callable[[dict[str, Any]], bool],
     ) -> dict[str, Any]:
         """Measure the stages of `identities` (stage -> identity) on one opened engine; those in the ledger are taken.
 
-        Each finished stage is written down as it comes, so that a kill loses only the stage at work.
+        Each finished stage is written down as it comes, so that a kill loses only the stage at work. Nothing is
+        measured on what is known to have `collapsed`, now or in an earlier run.
         """
         results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
         for stage in (stage for stage, result in results.items() if result is not None):
             self.watcher.stage(recipe, stage, cached=True)
-        if _collapsed(results) or all(result is not None for result in results.values()):
+        if collapsed(results) or all(result is not None for result in results.values()):
             return results
         last = identities[list(identities)[-1]]
         with self.ledger.hold(last, on_wait=lambda: self._waiting(recipe, "measuring")):
             results = {stage: self.found(stage, identity) for stage, identity in identities.items()}
             missing = [stage for stage, result in results.items() if result is None]
-            if missing and not _collapsed(results):
+            if missing and not collapsed(results):
                 results |= self._measure_missing(identities, missing, recipe, job, self.ledger.scratch(last))
         return results
 
@@ -204,6 +224,7 @@ class Stages:
             spec,
             workdir=folder,
             threads=self.threads,
+            command=self.command,
             on_event=on_event or (lambda event: self.watcher.event(recipe, event)),
         )
 
@@ -251,12 +272,6 @@ class Stages:
                 files=files or {},
             )
         )
-
-
-def _collapsed(results: dict[str, Any]) -> bool:
-    """A canary that failed, now or in an earlier run: nothing is measured on what is no language model."""
-    canary = results.get("canary")
-    return canary is not None and not canary.passed
 
 
 def _placed(record: Any, files: dict[str, str]) -> Any:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from quantlab import catalog
+from quantlab import catalog, judge
 from quantlab.catalog import Found
-from quantlab.engines import Ability, Engine, engine
+from quantlab.engines import Ability, Engine
 from quantlab.errors import QuantlabError, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
 from quantlab.pipeline.ask import STAGES, Resolved
-from quantlab.pipeline.assemble import Walk
+from quantlab.pipeline.built import EngineStages
 from quantlab.pipeline.stage import Stages, Watcher
+from quantlab.pipeline.station import Station
+from quantlab.pipeline.walk import Walk
 from quantlab.plans import Plan
 from quantlab.records import (
+    Accuracy,
     Artifact,
     Calibrated,
     CalibrateJob,
@@ -30,9 +34,14 @@ from quantlab.records import (
     MeasureJob,
     Model,
     Recipe,
+    Suite,
     VerifyJob,
     Weights,
 )
+from quantlab.records.engines import BuildJob
+
+Part = tuple[int, int]
+"""From which to before which item of a suite, in its random order."""
 
 
 @dataclass
@@ -47,12 +56,29 @@ class Walker:
     reference: tuple[str, str] | None = None
     """Identity and absolute path of the baseline's distribution."""
     stages: Stages = field(init=False)
+    station: Station = field(init=False)
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
         ask = self.resolved.ask
-        self.engine = engine(ask.engine)
+        self.station = Station(ask.engine, self.host)
+        self.engine = self.station.engine
         self.stages = Stages(self.ledger, self.host, name_of(self.resolved.model), self.watch, ask.threads)
+
+    @cached_property
+    def measuring(self) -> EngineStages:
+        """Runs children where the engine lives."""
+        name, threads = name_of(self.resolved.model), self.resolved.ask.threads
+        return EngineStages(self.ledger, self.station.host, name, self.watch, threads, self.station.command)
+
+    def require_engine(self) -> None:
+        """Refuse in seconds, before anything is calibrated, when measuring is asked for and cannot be done.
+
+        Raises:
+            NoAccess, Refused, BadInput: the engine is absent, of another version, or does not start.
+        """
+        if self._wanted():
+            self.watch.say(f"engine {self.station.name}: {self.station.version}, in {self.station.place}")
 
     def walk(self, found: Found, recipe: Recipe, planned: Plan) -> Walk:
         """One recipe from weights to measurements. An error of ours ends the walk and is kept in it."""
@@ -61,17 +87,24 @@ class Walker:
             walk.refusal = " ".join(planned.refusals)
             walk.failure = Failure(kind="Refused", problem=walk.refusal)
             return walk
+        self.attempt(walk, lambda: self._through(walk, found, planned.group_size))
+        return walk
+
+    def attempt(self, walk: Walk, work: Callable[[], None]) -> None:
+        """Do a part of the walk. An error of ours is kept in it."""
         try:
-            self._calibrate(walk, found, planned.group_size)
-            self._verify(walk)
-            if walk.verification is None or walk.verification.passed:
-                self._measure(walk)
+            work()
         except QuantlabError as error:
             if error.exit_code in (7, 130):  # the ledger itself, or Ctrl-C: no record can be kept of that
                 raise
             walk.failure = Failure(kind=type(error).__name__, problem=error.problem, place=error.place, cure=error.cure)
             self.watch.say(f"{walk.name}: {walk.at} failed. {error}")
-        return walk
+
+    def _through(self, walk: Walk, found: Found, group: int | None) -> None:
+        self._calibrate(walk, found, group)
+        self._verify(walk)
+        if walk.verification is None or walk.verification.passed:
+            self._open(walk)
 
     def _calibrate(self, walk: Walk, found: Found, group: int | None) -> None:
         walk.at = "calibrate"
@@ -112,39 +145,77 @@ class Walker:
         walk.verification = self.stages.verify(known, walk.name, job)
         walk.identities["verify"] = known
 
-    def _measure(self, walk: Walk) -> None:
+    def _open(self, walk: Walk) -> None:
+        """Build the artifact and measure on it what comes first: all stages, or those that an early run begins with."""
         wanted = self._wanted()
         if "fidelity" in self.resolved.ask.stages and self._blind():
-            self._note(walk, f"no fidelity: engine {self.engine.name} hands out no distributions; engine torch does.")
+            self.note(walk, f"no fidelity: engine {self.engine.name} hands out no distributions; engine torch does.")
         if not wanted:
             return
         walk.at = wanted[0]
-        artifact = self._artifact(_known(walk.calibrated).checkpoint)
-        for note in artifact.notes:
-            self._note(walk, note)
-        walk.identities |= (known := self._identities(artifact, wanted))
+        walk.artifact = self._artifact(walk, _known(walk.calibrated).checkpoint)
+        for text in walk.artifact.notes:
+            self.note(walk, text)
+        if not self.resolved.policy.early:
+            self.measure(walk, wanted)
+            return
+        if self._whole(walk):
+            wanted.remove("accuracy")
+        self.measure(walk, [stage for stage in wanted if stage != "throughput"], (0, self.resolved.policy.first_look))
+
+    def measure(self, walk: Walk, wanted: Sequence[str], part: Part | None = None) -> None:
+        """Measure stages on one opened engine. `part`: the slice of the suite that the accuracy stage scores."""
+        if not wanted:
+            return
+        walk.at = wanted[0]
+        known = self._identities(walk, wanted, part)
+        sliced = {} if part is None or "accuracy" not in known else {f"accuracy {part[0]}-{part[1]}": known["accuracy"]}
+        walk.identities |= {stage: its for stage, its in known.items() if not sliced or stage != "accuracy"} | sliced
         try:
-            results = self.stages.measure(
-                known, walk.name, lambda missing, folder: self._job(artifact, missing, folder)
+            results = self.measuring.measure(
+                known, walk.name, lambda missing, folder: self._job(walk, missing, folder, part), self._collapsed
             )
         except QuantlabError:
             # What was finished before stays in the walk, and the stage that failed is named.
-            results = {stage: self.stages.found(stage, its) for stage, its in known.items()}
+            results = {stage: self.measuring.found(stage, its) for stage, its in known.items()}
             walk.at = next((stage for stage, result in results.items() if result is None), walk.at)
             self._take(walk, results, known)
             raise
         self._take(walk, results, known)
 
-    def _take(self, walk: Walk, results: dict[str, Any], known: dict[str, str]) -> None:
-        walk.canary = results.get("canary")
-        walk.reference = results.get("reference")
-        walk.fidelity = results.get("fidelity")
-        walk.accuracy = results.get("accuracy")
-        walk.throughput = results.get("throughput")
-        if walk.reference is not None:
-            self.reference = (known["reference"], str(self.ledger.path(walk.reference.path)))
+    def knows(self, walk: Walk, part: Part) -> bool:
+        """The ledger has this slice."""
+        return self.stages.found("accuracy", self._identities(walk, ["accuracy"], part)["accuracy"]) is not None
 
-    def _note(self, walk: Walk, text: str) -> None:
+    def _whole(self, walk: Walk) -> bool:
+        """Take a whole suite that the ledger already has: it is as good as all of its slices."""
+        if "accuracy" not in self.resolved.ask.stages:
+            return False
+        known = self._identities(walk, ["accuracy"], None)
+        found = self.stages.found("accuracy", known["accuracy"])
+        if found is not None:
+            walk.identities |= known
+            walk.parts = [found]
+            self.watch.stage(walk.name, "accuracy", cached=True)
+        return found is not None
+
+    def _collapsed(self, results: dict[str, Any]) -> bool:
+        return judge.collapsed(results.get("canary"), results.get("fidelity"), self.resolved.policy)
+
+    def _take(self, walk: Walk, results: dict[str, Any], known: dict[str, str]) -> None:
+        walk.canary = results.get("canary") or walk.canary
+        walk.reference = results.get("reference") or walk.reference
+        walk.fidelity = results.get("fidelity") or walk.fidelity
+        walk.throughput = results.get("throughput") or walk.throughput
+        accuracy: Accuracy | None = results.get("accuracy")
+        if accuracy is not None and accuracy.part is not None:
+            walk.parts.append(accuracy)
+        else:
+            walk.accuracy = accuracy or walk.accuracy
+        if results.get("reference") is not None:
+            self.reference = (known["reference"], str(self.ledger.path(results["reference"].path)))
+
+    def note(self, walk: Walk, text: str) -> None:
         """For whoever looks on, and for the report."""
         walk.notes += (text,)
         self.watch.say(f"{walk.name}: {text}")
@@ -163,37 +234,53 @@ class Walker:
         """The engine hands out no distributions, so there is no fidelity to measure."""
         return Ability.FULL_LOGITS not in self.engine.abilities
 
-    def _artifact(self, checkpoint: Checkpoint) -> Artifact:
+    def _artifact(self, walk: Walk, checkpoint: Checkpoint) -> Artifact:
+        """What the engine opens: made here where that costs nothing, else in a child, once."""
+        station, config = self.station, self.resolved.ask.config
         absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
-        why = self.engine.supports(absolute, self.host)
-        if (
-            why is None
-            and self.resolved.suite_record.modality == "vision"
-            and Ability.IMAGES not in self.engine.abilities
-        ):
+        if self.resolved.suite_record.modality == "vision" and Ability.IMAGES not in self.engine.abilities:
             why = "the suite asks about pictures, and this engine takes none here; engine torch does."
-        if why is not None:
             raise Refused(why, place=f"engine {self.engine.name}")
-        # Into the ledger, never beside the user's own weights.
-        into = self.ledger.checkpoint_folder(f"{checkpoint.digest}-{self.engine.name}")
-        return self.engine.build(absolute, into, self.resolved.ask.config, self.host)
+        shaped = station.shaped_by(absolute, config)
+        known = identity.build(checkpoint, station.name, station.version, shaped or {}, station.host, config.device)
+        job = BuildJob(
+            engine=station.name,
+            checkpoint=absolute,
+            into=str(self.ledger.checkpoint_folder(known)),  # never beside the user's own weights
+            config=config,
+            host=station.host,
+        )
+        if shaped is None:
+            return station.build_here(job)
+        walk.at = "build"
+        walk.identities["build"] = known
+        return self.measuring.build(known, walk.name, job)
 
-    def _identities(self, artifact: Artifact, wanted: Sequence[str]) -> dict[str, str]:
-        resolved = self.resolved
+    def _identities(self, walk: Walk, wanted: Sequence[str], part: Part | None) -> dict[str, str]:
+        resolved, artifact = self.resolved, walk.artifact
+        assert artifact is not None, "an artifact is built before it is measured"
         return {
             stage: identity.measure(
                 stage,
                 artifact,
                 resolved.ask.config,
-                self.host,
-                suite=resolved.suite_record,
+                self.station.host,
+                suite=self._suite(),
                 suite_digest=self._suite_digest(stage),
                 grid=resolved.grid_record,
                 reference=self.reference[0] if self.reference and stage == "fidelity" else "",
                 seed=resolved.ask.seed,
+                part=part,
             )
             for stage in wanted
         }
+
+    def _suite(self) -> Suite:
+        """The suite; of an early run with so much of its held-out text as a screen needs."""
+        suite = self.resolved.suite_record
+        if not self.resolved.policy.early or suite.fidelity is None:
+            return suite
+        return msgspec.structs.replace(suite, fidelity=suite.fidelity.screen())
 
     def _suite_digest(self, stage: str) -> str:
         """Only the part of the suite that the stage reads: adding a task must not make a fidelity worthless."""
@@ -204,15 +291,16 @@ class Walker:
             return catalog.sights_digest(suite)
         return catalog.suite_digest(suite, "fidelity") if stage in ("reference", "fidelity") else ""
 
-    def _job(self, artifact: Artifact, missing: Sequence[str], folder: Path) -> MeasureJob:
-        resolved = self.resolved
+    def _job(self, walk: Walk, missing: Sequence[str], folder: Path, part: Part | None) -> MeasureJob:
+        resolved, artifact = self.resolved, walk.artifact
+        assert artifact is not None, "an artifact is built before it is measured"
         return MeasureJob(
             engine=self.engine.name,
             artifact=artifact,
             config=resolved.ask.config,
             stages=tuple(missing),  # type: ignore[arg-type]
             folder=str(folder),
-            suite=resolved.suite_record,
+            suite=self._suite(),
             suite_name=resolved.suite.name,
             suite_folder=str(catalog.base(resolved.suite)),
             tasks_folder=str(catalog.folder("tasks")),
@@ -221,6 +309,8 @@ class Walker:
             reference=self.reference[1] if self.reference else None,
             bandwidth=self._bandwidth(),
             seed=resolved.ask.seed,
+            part=part,
+            collapse=(resolved.policy.collapse_kl, resolved.policy.collapse_top1),
         )
 
     def _bandwidth(self) -> float | None:

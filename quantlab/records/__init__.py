@@ -1,9 +1,13 @@
 """Every record that crosses a wall of the house: frozen, strict, one docstring a field.
 
     ask       what a person writes down: Model, Recipe, CalibrationSet, Suite, Grid, Policy
-    results   what the rooms hand back: Checkpoint, Verification, Canary, Fidelity, Accuracy
+    results   what the rooms hand back: Checkpoint, Canary, Fidelity, Accuracy
     speed     and the cells of a throughput grid
+    verification   checks of an export and the damage of its layers: Verification, LayerDamage
+    formats   what each format stores, and who serves it: FORMATS
     jobs      what crosses a process wall: Job and its specs, Event, Failure
+    published what others measured: PublishedScore
+    flips     items whose answer changed, and their categories: Flip, Category
     verdicts  what is concluded: TaskComparison, Comparison, Verdict, Candidate, Run
     entries   what the ledger keeps: Entry, Host
 
@@ -26,6 +30,8 @@ from quantlab.records.ask import (
     SuiteTask,
 )
 from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
+from quantlab.records.flips import Category, Flip
+from quantlab.records.formats import FORMATS, Format, unserved
 from quantlab.records.jobs import (
     CalibrateJob,
     ConvertJob,
@@ -37,25 +43,27 @@ from quantlab.records.jobs import (
     VerifyJob,
 )
 from quantlab.records.numbers import Number, Provenance, digest, encode
+from quantlab.records.onnx import OnnxJob, OnnxModel, Provider
+from quantlab.records.published import Published, PublishedScore
 from quantlab.records.results import (
     Accuracy,
     Artifact,
     Calibrated,
     Canary,
     CanaryPrompt,
-    Check,
     Checkpoint,
     Converted,
     Fidelity,
     Reference,
     TaskScore,
-    Verification,
     Weights,
 )
 from quantlab.records.speed import Cell, Percentiles, Power, Throughput
-from quantlab.records.verdicts import Candidate, Comparison, Run, TaskComparison, Verdict
+from quantlab.records.verdicts import Candidate, Comparison, Look, Run, TaskComparison, Verdict
+from quantlab.records.verification import Check, LayerDamage, Verification
 
 __all__ = [
+    "FORMATS",
     "SCHEMA",
     "Accuracy",
     "Artifact",
@@ -66,6 +74,7 @@ __all__ = [
     "Canary",
     "CanaryPrompt",
     "Candidate",
+    "Category",
     "Cell",
     "Check",
     "Checkpoint",
@@ -79,16 +88,25 @@ __all__ = [
     "FetchJob",
     "Fidelity",
     "FidelityAsk",
+    "Flip",
+    "Format",
     "Gpu",
     "Grid",
     "Host",
+    "LayerDamage",
+    "Look",
     "MeasureJob",
     "Model",
     "Number",
+    "OnnxJob",
+    "OnnxModel",
     "Percentiles",
     "Policy",
     "Power",
     "Provenance",
+    "Provider",
+    "Published",
+    "PublishedScore",
     "QuantizerOverride",
     "Recipe",
     "Reference",
@@ -106,4 +124,5 @@ __all__ = [
     "Weights",
     "digest",
     "encode",
+    "unserved",
 ]

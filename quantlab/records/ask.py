@@ -105,8 +105,8 @@ class Recipe(Ask, frozen=True, kw_only=True):
     """One line: what it does and on which GPUs it is served."""
     preset: str | None
     """Name of a configuration in modelopt.torch.quantization; null quantizes nothing (the baseline is a recipe)."""
-    format: Literal["bf16", "fp8", "int4_awq", "int4"]
-    """What the exported weights are; engines and checks read this."""
+    format: Literal["bf16", "fp8", "fp8_rowwise", "int8_sq", "int4_awq", "int4", "w4a8_awq", "nvfp4"]
+    """What the exported weights are; engines and checks read this. Each is explained in formats.py."""
     overrides: tuple[QuantizerOverride, ...] = ()
     """Applied in order after the preset."""
     kv_cache: Literal["none", "fp8"] = "none"
@@ -193,6 +193,11 @@ class FidelityAsk(Ask, frozen=True, kw_only=True):
     top_k: int = 512
     """Baseline log-probabilities kept a position; the rest is one tail bucket."""
 
+    def screen(self) -> FidelityAsk:
+        """A few hundred positions of it: a collapse (KL of several nats) shows in seconds instead of minutes."""
+        length = min(self.length, self.burn_in + 96)
+        return msgspec.structs.replace(self, windows=min(self.windows, 4), length=length)
+
 
 class Suite(Ask, frozen=True, kw_only=True):
     """What accuracy means in a run."""
@@ -258,3 +263,17 @@ class Policy(Ask, frozen=True, kw_only=True):
     """Top-1 agreement below which a checkpoint has collapsed."""
     max_broken_items: float = 0.01
     """Share of items without a finite score above which a result is anomalous."""
+    scope: Literal["population", "suite"] | None = None
+    """What a verdict claims (docs/verdicts.md). population: something about all items like these, beyond the suite.
+    suite: something about this suite, had it been run in full. null: suite where `early`, else population."""
+    early: bool = False
+    """Score the items in a random order and stop as soon as every verdict on the suite is decided."""
+    first_look: int = 200
+    """Items scored before an early run looks for the first time. About what loading a model costs in time."""
+    look_growth: float = 2.0
+    """Each look knows this many times the items of the one before, and the last all of them."""
+
+    @property
+    def claims(self) -> Literal["population", "suite"]:
+        """`scope` with its null resolved."""
+        return self.scope or ("suite" if self.early else "population")

@@ -86,6 +86,11 @@ class EngineConfig(Spec, frozen=True, kw_only=True):
     """Groups of layers, each on its own GPUs."""
     flow: Literal["auto", "engine", "pytorch"] = "auto"
     """Which half of TensorRT-LLM computes: a built TensorRT engine or its PyTorch backend. Others have one way only."""
+    head: Literal["keep", "int8", "int4"] = "keep"
+    """Output head of an int4 checkpoint in engine ortgenai: as it is, or rounded as well."""
+    activations: Literal["auto", "keep", "int8"] = "auto"
+    """Inputs of int4 layers in engine ortgenai: as they are, or rounded to int8 in the product. auto: int8 on a CPU,
+    where that kernel is twice as fast."""
 
 
 class MeasureJob(Spec, frozen=True, kw_only=True):
@@ -111,6 +116,10 @@ class MeasureJob(Spec, frozen=True, kw_only=True):
     bandwidth: float | None = None
     """Memory bandwidth of the device in bytes per second, where known."""
     seed: int = 0
+    part: tuple[int, int] | None = None
+    """For accuracy: from which to before which item, in the random order of `seed`; None: all, in the suite's order."""
+    collapse: tuple[float, float] | None = None
+    """Mean KL above which, and top-1 agreement below which, nothing more is measured."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

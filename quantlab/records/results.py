@@ -38,7 +38,7 @@ class Checkpoint(Result, frozen=True, kw_only=True):
     recipe: str
     """Name of the recipe that made it."""
     format: str
-    """As in the recipe: bf16, fp8, int4_awq, int4."""
+    """As in the recipe: a word of `FORMATS`."""
     architecture: str
     """`architectures[0]` of config.json."""
     group_size: int | None = None
@@ -82,30 +82,6 @@ class Calibrated(Result, frozen=True, kw_only=True):
     """File with what the calibrated model computed on a probe batch, for `verify`; relative to the checkpoint."""
     notes: tuple[str, ...] = ()
     """Sentences for the report: a changed group size, a resmoothing."""
-
-
-class Check(Result, frozen=True, kw_only=True):
-    """One finding of `verify`."""
-
-    name: str
-    """Short name: size, coverage, amax, input_scale, scales, metadata, reopened."""
-    passed: bool
-    """False stops the run."""
-    finding: str
-    """One sentence with the figures."""
-
-
-class Verification(Result, frozen=True, kw_only=True):
-    """The export held against what was meant and against the calibrated model."""
-
-    checks: tuple[Check, ...]
-    """All checks, passed or not."""
-    seconds: float = 0.0
-    """Wall time."""
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
 
 
 class Artifact(Result, frozen=True, kw_only=True):
@@ -168,6 +144,8 @@ class Canary(Result, frozen=True, kw_only=True):
     """Why not, or how it was judged."""
     prompts: tuple[CanaryPrompt, ...]
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
 
 class Reference(Result, frozen=True, kw_only=True):
@@ -183,6 +161,8 @@ class Reference(Result, frozen=True, kw_only=True):
     """Mean probability mass outside the top k."""
     perplexity: float
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
 
 
 class Fidelity(Result, frozen=True, kw_only=True):
@@ -201,6 +181,12 @@ class Fidelity(Result, frozen=True, kw_only=True):
     perplexity_ratio: Number
     """Candidate over baseline."""
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""
+
+    def collapsed(self, kl: float, top1: float) -> bool:
+        """Mean KL above `kl` nats or top-1 agreement below `top1`; what is not a number has collapsed too."""
+        return not (self.kl.value <= kl and self.top1.value >= top1)
 
 
 class TaskScore(Result, frozen=True, kw_only=True):
@@ -224,6 +210,12 @@ class TaskScore(Result, frozen=True, kw_only=True):
     chat_template: bool = False
     truncated: int = 0
     """Prompts that would not fit; always 0, because they are refused."""
+    group: str = ""
+    """The suite's word for it, where that names a group of tasks."""
+    template_digest: str = ""
+    """SHA-256 of the tokenizer's chat template, where it was applied."""
+    decoding: str = ""
+    """How answers were generated, in words; empty where none was."""
     seconds: float = 0.0
 
 
@@ -238,3 +230,11 @@ class Accuracy(Result, frozen=True, kw_only=True):
     requests: int = 0
     controls: tuple[TaskScore, ...] = ()
     """Tasks asked with a wrong picture or none, on 16-bit weights: what can be guessed."""
+    part: tuple[int, int] | None = None
+    """From which to before which item, in the random order of the seed; None: the whole suite."""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """For a part: (task, number of its items in the whole suite), in the suite's order."""
+    more: tuple[str, ...] = ()
+    """For parts put together: the Parquet files after `items`."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report: a batch that was halved for want of memory."""

@@ -76,3 +76,5 @@ class Throughput(Result, frozen=True, kw_only=True):
     peak_bytes: int = 0
     """Peak resident memory of the child; GPU memory where the device is one."""
     seconds: float = 0.0
+    source: str = ""
+    """The engine's own benchmark that took the times; empty: quantlab's static batches on the session."""

@@ -8,10 +8,12 @@ import msgspec
 
 from quantlab.records.ask import Grid, Model, Policy, Recipe, Suite
 from quantlab.records.entries import Host
+from quantlab.records.flips import Category, Flip
 from quantlab.records.jobs import Failure
 from quantlab.records.numbers import Number
-from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity, Verification
+from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity
 from quantlab.records.speed import Throughput
+from quantlab.records.verification import Verification
 
 
 class Conclusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,11 +49,38 @@ class TaskComparison(Conclusion, frozen=True, kw_only=True):
     """Why no difference is shown: what differs, and the cure. Empty when comparable."""
 
 
+class Look(Conclusion, frozen=True, kw_only=True):
+    """Where the claim about a finite suite stands after a look."""
+
+    status: Literal["accept", "regression", "undecided"]
+    difference: Number
+    """Of the suite in full, in points: an estimate with the confidence sequence's bounds, which hold at all looks
+    together; without bounds when all items are known, because then it is exact."""
+    scored: int
+    """Items known of both."""
+    items: int
+    """Items of the suite."""
+    looks: int
+    """How often was looked, this time included; 0 where the whole suite was run at once."""
+    decided_after: int | None = None
+    """Items after which it was certain, in order of arrival; the rest of the slice came with it. None when undecided or
+    exact."""
+    needed: int = 0
+    """About how many more items decide it, if the difference stays."""
+
+
 class Comparison(Conclusion, frozen=True, kw_only=True):
     """All tasks and the suite as a whole."""
 
     suite: TaskComparison
     tasks: tuple[TaskComparison, ...]
+    look: Look | None = None
+    """The claim about the suite in full, where the policy's scope is the suite."""
+    population: Number | None = None
+    """With scope suite, for information: the difference with its interval for items like these beyond the suite; None
+    when only a part of the suite is known, because stopping early bends that interval."""
+    categories: tuple[Category, ...] = ()
+    """Kinds of items within the tasks, the most damaged first; empty where no task names kinds."""
 
 
 class Verdict(Conclusion, frozen=True, kw_only=True):
@@ -62,6 +91,14 @@ class Verdict(Conclusion, frozen=True, kw_only=True):
     """One sentence with the figures."""
     items_needed: int | None = None
     """For insufficient: about how many more items would decide it."""
+    scope: Literal["population", "suite"] = "population"
+    """What is claimed: something about items like these beyond the suite, or about this suite in full."""
+    rung: str = ""
+    """The stage that decided: verify, canary, fidelity, accuracy."""
+    items_used: int | None = None
+    """Items scored for it."""
+    items_total: int | None = None
+    """Items of the suite."""
 
 
 class Candidate(Conclusion, frozen=True, kw_only=True):
@@ -81,8 +118,10 @@ class Candidate(Conclusion, frozen=True, kw_only=True):
     failure: Failure | None = None
     """Where it stopped."""
     failed_stage: str = ""
-    flips: tuple[dict[str, str], ...] = ()
-    """A sample of flipped items for the report: task, id, prompt, right, baseline, candidate."""
+    flips: tuple[Flip, ...] = ()
+    """Items with another answer than the baseline's, the most surprising first."""
+    flipped: int = 0
+    """How many there are in all; `flips` may hold fewer."""
     identities: dict[str, str] = {}
     """Stage -> identity in the ledger."""
 

@@ -5,7 +5,7 @@
     to_html, to_markdown, to_json
 
     figures    numbers as a person reads them           clean     other people's texts made harmless
-    rows       the run as rows, shared by all faces     charts, forest, scale    where marks lie
+    rows       the run as rows, shared by all faces     charts, forest, damage, scale    where marks lie
     html + page/, markdown, screen                      the faces
 
 Nothing is measured, judged or looked up here: what a face says stands in the record.

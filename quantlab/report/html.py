@@ -16,23 +16,16 @@ from typing import Any
 
 import msgspec
 
-from quantlab.records import Candidate, Run
-from quantlab.report import charts, figures, forest, rows
+from quantlab.records import Run
+from quantlab.report import charts, damage, figures, flips, forest, rows
 from quantlab.report.clean import clean
-
-PROMPT = 1600
-"""Characters of a prompt that the page shows; the JSON holds all of it."""
-ANSWER = 400
-"""Characters of an answer or of a canary's continuation."""
-FLIPS = 600
-"""Flipped items in the whole page, shared by the recipes: keeps the file far under 3 MB."""
 
 
 def to_html(run: Run) -> str:
     """The whole page, self-contained."""
     run = clean(run)
     table = rows.rows(run)
-    style, script = _page_file("report.css"), _page_file("report.js")
+    style, script = _page_files("css", "report", "damage", "flips"), _page_files("js", "report", "flips")
     page: str = _environment().get_template("template.html").render(
         run=run,
         rows=table,
@@ -42,27 +35,21 @@ def to_html(run: Run) -> str:
         size_panel=charts.size_panel(run, table),
         speed_panels=charts.speed_panels(run, table),
         forests=forest.forests(run),
-        flips=flips(run),
+        flips=flips.shown(run),
+        categories=flips.categories(run),
+        categories_note=flips.note(run),
+        damage=damage.charts(run),
+        damage_words=damage.words,
         notes=rows.notes(run),
         statuses=rows.STATUSES,
         meanings=rows.MEANINGS,
+        claim=rows.claim(run),
+        intervals=rows.intervals(run),
         style=style,
         script=script,
         policy_of_content=_policy(style, script),
     )  # fmt: skip
     return page
-
-
-def flips(run: Run) -> list[tuple[Candidate, tuple[dict[str, str], ...], int]]:
-    """Per recipe with flips: the recipe, what is shown of them, how many answers changed sides in all."""
-    found = [candidate for candidate in run.candidates if candidate.flips]
-    most = max(20, FLIPS // max(1, len(found)))
-    return [(candidate, candidate.flips[:most], _changed(candidate)) for candidate in found]
-
-
-def _changed(candidate: Candidate) -> int:
-    whole = candidate.comparison.suite if candidate.comparison else None
-    return max(len(candidate.flips), whole.regressed + whole.improved if whole else 0)
 
 
 def fields(record: Any) -> list[tuple[str, str]]:
@@ -104,10 +91,12 @@ def _policy(style: str, script: str) -> str:
 
 
 @cache
-def _page_file(name: str) -> str:
+def _page_files(kind: str, *names: str) -> str:
+    """The page's own files of one kind, one after the other."""
     from markupsafe import Markup
 
-    return Markup("\n" + files("quantlab.report").joinpath("page", name).read_text("utf-8"))
+    folder = files("quantlab.report").joinpath("page")
+    return Markup("".join("\n" + folder.joinpath(f"{name}.{kind}").read_text("utf-8") for name in names))
 
 
 @cache
@@ -125,8 +114,9 @@ def _environment() -> Any:
         "typeset": typeset,
         "moment": moment,
         "fields": fields,
-        "prompt": lambda text: figures.clip(text, PROMPT),
-        "answer": lambda text: figures.clip(text, ANSWER),
+        "prompt": lambda text: figures.clip(text, flips.PROMPT),
+        "answer": lambda text: figures.clip(text, flips.ANSWER),
     }
     found.globals |= {"figures": figures, "provenance": rows.provenance, "numerics": rows.numerics, "find": rows.find}
+    found.globals["effort"] = rows.effort
     return found

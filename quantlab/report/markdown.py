@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from quantlab.records import Cell, Run
-from quantlab.report import figures, rows
+from quantlab.report import damage, figures, flips, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -19,7 +19,9 @@ def to_markdown(run: Run) -> str:
         ["## Verdicts", *_verdicts(run)],
         ["## Numbers", _headline(run), *_footnotes(run)],
         ["## Tasks", _tasks(run)],
+        ["## Categories", text(flips.note(run)), _categories(run)],
         ["## Fidelity", _fidelity(run)],
+        ["## Damage", _damage(run)],
         ["## Speed", _speed(run)],
         ["## Checks", _checks(run)],
         ["## Notes", "\n".join(f"- {text(note)}" for note in rows.notes(run))],
@@ -56,16 +58,17 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _meta(run: Run) -> str:
-    policy = f"at most {run.policy.max_drop:g} points lost at {100 * run.policy.confidence:g} % confidence"
     names = [run.engine, run.suite_name, run.grid_name, run.policy_name]
     engine, suite, grid, rule = map(text, names)
-    return f"Engine {engine}, suite {suite}, grid {grid}, policy {rule} ({policy}), {text(run.created)}."
+    return f"Engine {engine}, suite {suite}, grid {grid}, policy {rule} ({rows.claim(run)}), {text(run.created)}."
 
 
 def _verdicts(run: Run) -> list[str]:
     found = []
     for candidate in run.candidates:
         words = f"- **{text(candidate.recipe_name)}: {candidate.verdict.status}.** {text(candidate.verdict.reason)}"
+        if effort := rows.effort(candidate):
+            words += f" {effort}."
         if candidate.failure is not None and candidate.failure.cure:
             words += f" What to do: {text(candidate.failure.cure)}"
         found.append(words)
@@ -133,6 +136,24 @@ def _task_row(row: rows.TaskRow) -> list[str]:
     ]
 
 
+def _categories(run: Run) -> str:
+    """Every recipe's categories, the most damaged first."""
+    body = [
+        [
+            f"{text(one.found.task)}, {text(one.found.kind)}" if one.found.kind else text(one.found.task),
+            text(candidate.recipe_name),
+            figures.fixed(one.found.n, 0),
+            figures.difference(one.found.difference),
+            "yes" if one.surely else "no",
+            *(figures.fixed(count, 0) for count in (one.found.regressed, one.found.improved, one.found.churn)),
+        ]
+        for candidate, ranked in flips.categories(run)
+        for one in ranked
+    ]
+    header = ["category", "recipe", "n", "difference, points", "surely damaged", "worse", "better", "churn"]
+    return table(header, body)
+
+
 def _fidelity(run: Run) -> str:
     names = ("50", "90", "95", "99", "max")
     header = ["recipe", "positions", "KL mean, nats", *(f"KL {name}" for name in names)]
@@ -151,6 +172,16 @@ def _fidelity(run: Run) -> str:
         if (found := row.candidate.fidelity) is not None
     ]
     return table(header, body)
+
+
+def _damage(run: Run) -> str:
+    """The ten most damaged layers of each recipe."""
+    body = [
+        [text(found.name), text(damage.short(one.layer)), *(value for _, value in damage.facts(one)[:4])]
+        for found in damage.charts(run)
+        for one in found.layers[:10]
+    ]
+    return table(["recipe", "layer", "output error, %", "weight error, %", "outlier", "channel"], body)
 
 
 def _speed(run: Run) -> str:

@@ -181,3 +181,27 @@ def by_damage(tasks: tuple[TaskComparison, ...]) -> list[TaskComparison]:
 def notes(run: Run) -> list[str]:
     """What the reader must know, each once, in order."""
     return list(dict.fromkeys(run.notes))
+
+
+def claim(run: Run) -> str:
+    """What an acceptance claims: how much may be lost, of what, and how sure that is."""
+    policy = run.policy
+    where = "on this suite" if policy.claims == "suite" else "beyond this suite"
+    rule = f"at most {policy.max_drop:g} points lost {where}, {100 * policy.confidence:g} % sure"
+    return f"{rule}, scored until certain" if policy.early else rule
+
+
+def intervals(run: Run) -> str:
+    """What stands in brackets behind a difference."""
+    if run.policy.claims == "population":
+        return f"its paired {100 * run.policy.confidence:g} % interval"
+    return "the bounds that hold at every look, or none where all items are known"
+
+
+def effort(candidate: Candidate) -> str:
+    """How much of the suite the verdict took: "800 of 1,988 items scored, decided after 412, 3 looks"; "" if all."""
+    look = candidate.comparison.look if candidate.comparison else None
+    if look is None or not look.looks:
+        return ""
+    decided = f", decided after {look.decided_after:,}" if look.decided_after else ""
+    return f"{look.scored:,} of {look.items:,} items scored{decided}, {look.looks} look{'s' * (look.looks > 1)}"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantlab.records import Run
-from quantlab.report import figures, rows
+from quantlab.report import damage, figures, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -59,7 +59,7 @@ def terminal(run: Run, console: Console, paths: Mapping[str, Path] | None = None
 
 
 def _setting(run: Run) -> str:
-    policy = f"{run.policy_name}: at most {run.policy.max_drop:g} points lost, {100 * run.policy.confidence:g} %"
+    policy = f"{run.policy_name}: {rows.claim(run)}"
     return line(f"engine {run.engine} · suite {run.suite_name} · grid {run.grid_name} · policy {policy}")
 
 
@@ -73,7 +73,7 @@ def _fields(run: Run, row: Row) -> list[Field]:
         ("verdict", row.status, STYLES[row.status]),
         ("score\n%", figures.score(row.score), ""),
         ("points", figures.points(row.difference), ""),
-        (f"{100 * run.policy.confidence:g} %\ninterval", figures.interval(row.difference) or figures.NOTHING, ""),
+        (_brackets(run), figures.interval(row.difference) or figures.NOTHING, ""),
         ("flips", flips, ""),
         ("KL", figures.three(fidelity.kl.value if fidelity else None), ""),
         ("top-1\n%", figures.percent(fidelity.top1.value if fidelity else None), ""),
@@ -81,6 +81,10 @@ def _fields(run: Run, row: Row) -> list[Field]:
         ("size", size, ""),
         *_speeds(run, row),
     ]
+
+
+def _brackets(run: Run) -> str:
+    return "bounds at\nany look" if run.policy.claims == "suite" else f"{100 * run.policy.confidence:g} %\ninterval"
 
 
 def _speeds(run: Run, row: Row) -> list[Field]:
@@ -168,6 +172,8 @@ def _sentence(console: Console, row: Row) -> RenderableType:
     text.append_text(_text(console, line(candidate.verdict.reason)))
     if candidate.failure is not None and candidate.failure.cure:
         text.append_text(_text(console, f" {line(candidate.failure.cure)}"))
+    if worst := damage.words(candidate):
+        text.append_text(_text(console, f"\n  {line(worst)}", "dim"))
     if candidate.calibrated is not None:
         text.append_text(_text(console, f"\n  {line(candidate.calibrated.checkpoint.path)}", "dim"))
     return text

@@ -95,15 +95,16 @@ class NonInferiority:
     margin: float  # largest acceptable drop, a fraction: 0.01 is one point
     items: int  # N, size of the whole suite
     alpha: float = 0.05  # chance of each wrong verdict; see `share` for several comparisons
+    alpha_regression: float | None = None  # of a wrong regression, where that is not `alpha` too
     seed: int = 0  # fixes the order of arrival
     clusters: npt.ArrayLike | None = None  # [N] labels of items that arrive together
     weights: npt.ArrayLike | None = None  # [N] weight of each item in the mean; 1 / task size for a mean over tasks
     chances: npt.ArrayLike | None = None  # [N] relative chance to be drawn next; default: the weights
 
     def __post_init__(self) -> None:
-        for name in ("margin", "alpha"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        for name, value in (("margin", self.margin), ("alpha", self.alpha), ("alpha_regression", self._regression)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
         _positive(self.weights, self.items, "weights")
         _ = self.units  # refuses bad clusters and chances now rather than after the first batch
 
@@ -145,12 +146,34 @@ class NonInferiority:
         """
         totals = self._totals(_differences(differences, self.items))
         accept = evidence(totals, self.units, -self.margin, self.margin) >= -math.log(self.alpha)
-        regress = evidence(-totals, self.units, self.margin, self.margin) >= -math.log(self.alpha)
+        regress = evidence(-totals, self.units, self.margin, self.margin) >= -math.log(self._regression)
         decided = np.flatnonzero(accept | regress)
         if len(decided):
             drawn = int(decided[0]) + 1
             return self._report("accept" if accept[drawn - 1] else "regression", totals[:drawn])
         return self._report("regression" if len(totals) == len(self._ends) else "undecided", totals)
+
+    def bounds(self, differences: npt.ArrayLike) -> tuple[float, float]:
+        """(low, high) of the suite's mean from *all* the differences given, also those after a decision: sharper
+        than the decision's own and as valid, because a confidence sequence may go on after one has stopped
+        looking."""
+        given = _differences(differences, self.items)
+        if len(given) == self.items:
+            return self.estimate(given), self.estimate(given)
+        return self._bounds(self._totals(given))
+
+    def estimate(self, values: npt.ArrayLike) -> float:
+        """The whole suite's mean of `values` (scores or differences, in order of arrival), as `Decision.estimate`.
+        Linear: the estimate of a difference is the difference of the estimates."""
+        return _estimate(self._totals(_differences(values, self.items)), self.units)
+
+    @property
+    def _regression(self) -> float:
+        return self.alpha if self.alpha_regression is None else self.alpha_regression
+
+    def _bounds(self, totals: Floats) -> tuple[float, float]:
+        low = lower_bound(totals, self.units, self.alpha, self.margin, pivot=-self.margin)
+        return low, -lower_bound(-totals, self.units, self._regression, self.margin, pivot=self.margin)
 
     def _totals(self, differences: Floats) -> Floats:
         """Weighted sum of differences of each *complete* unit."""
@@ -167,14 +190,14 @@ class NonInferiority:
         estimate = _estimate(totals, self.units)
         low = high = estimate
         if used < self.items:
-            low = lower_bound(totals, self.units, self.alpha, self.margin, pivot=-self.margin)
-            high = -lower_bound(-totals, self.units, self.alpha, self.margin, pivot=self.margin)
+            low, high = self._bounds(totals)
         more = self._items_needed(totals, estimate) if status == "undecided" else 0
         return Decision(status, estimate, low, high, used, drawn, more)
 
     def _items_needed(self, totals: Floats, estimate: float) -> int:
         sign = 1.0 if estimate > -self.margin else -1.0
-        draws = draws_needed(sign * totals, self.units, self.alpha, self.margin, -sign * self.margin, sign * estimate)
+        alpha = self.alpha if sign > 0 else self._regression
+        draws = draws_needed(sign * totals, self.units, alpha, self.margin, -sign * self.margin, sign * estimate)
         used = self._ends[len(totals) - 1] if len(totals) else 0
         return int(self._ends[len(totals) + draws - 1] - used)
 

@@ -58,7 +58,7 @@
     tip.style.left = `${left + scrollX}px`;
     tip.style.top = `${(above > 4 ? above : at.bottom + 12) + scrollY}px`;
   };
-  all(".point").forEach((point) => {
+  all(".point, .spot").forEach((point) => {
     const title = point.querySelector("title");
     point.dataset.tip = title.textContent;
     title.remove();

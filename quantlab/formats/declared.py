@@ -1,0 +1,91 @@
+"""What a checkpoint says of itself: hf_quant_config.json, which TensorRT-LLM reads, and config.json, which others read.
+
+Round-to-nearest int4 is written as W4A16_AWQ too, with `pre_quant_scale: true` and no such tensor, so these words
+choose a reader and no more: what a layer has is decided by its tensors (readers.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from quantlab.errors import Broken, Refused
+from quantlab.formats import names
+from quantlab.records import FORMATS
+
+ALGORITHMS = tuple(dict.fromkeys(word for each in FORMATS.values() for word in each.algorithms if word))
+"""Values of quant_algo that quantlab computes with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How a checkpoint says it is quantized."""
+
+    algorithm: str | None
+    """One of ALGORITHMS, or None: 16-bit weights."""
+    group_size: int | None = None
+    """Weights that share a scale; None where the file does not say."""
+    kv_cache: str | None = None
+    """"FP8" or None."""
+    excluded: tuple[str, ...] = ()
+    """Names or wildcards of layers that are not quantized."""
+
+    def excludes(self, layer: str) -> bool:
+        """A bare name means the module and all below it; wildcards match as in a shell."""
+        return any(fnmatchcase(layer, word) or layer.startswith(f"{word}.") for word in self.excluded)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise Broken(f"cannot be read as JSON ({error}).", place=str(path), cure="Export it again.") from None
+    return found if isinstance(found, dict) else {}
+
+
+def read_quantization(folder: str | Path) -> Quantization:
+    """What hf_quant_config.json and config.json say.
+
+    Raises:
+        Refused: an algorithm or a format that quantlab does not compute with.
+        Broken: the two files contradict each other, or are not JSON.
+    """
+    folder = Path(folder)
+    own = _json(folder / "hf_quant_config.json").get("quantization") or {}
+    theirs = _json(folder / "config.json").get("quantization_config") or {}
+    method = theirs.get("quant_method", "modelopt")
+    if method != "modelopt":
+        raise Refused(
+            f"quantized by {method!r}, not by ModelOpt.", place=str(folder), cure="Start from 16-bit weights."
+        )
+    said = {str(part.get("quant_algo")) for part in (own, theirs) if part}
+    if len(said) > 1:
+        raise Broken(
+            f"hf_quant_config.json and config.json name different algorithms: {', '.join(sorted(said))}.",
+            place=str(folder),
+            cure="Export it again.",
+        )
+    algorithm, kv_cache = own.get("quant_algo", theirs.get("quant_algo")), _kv_cache(own, theirs)
+    if algorithm not in (None, *ALGORITHMS) or kv_cache not in (None, "FP8"):
+        raise Refused(
+            f"algorithm {algorithm} with a key/value cache in {kv_cache or '16 bit'} is not known here.",
+            place=str(folder),
+            cure=f"Known: {', '.join(ALGORITHMS)}, with a 16-bit or FP8 cache.",
+        )
+    excluded = own.get("exclude_modules") or theirs.get("ignore") or ()
+    spelled = tuple(names.inside(name, names.of(folder)) for name in excluded)
+    return Quantization(algorithm, own.get("group_size"), kv_cache, spelled)
+
+
+def _kv_cache(own: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    if own:
+        return own.get("kv_cache_quant_algo")
+    scheme = theirs.get("kv_cache_scheme")
+    if isinstance(scheme, dict):
+        return "FP8" if (scheme.get("num_bits"), scheme.get("type")) == (8, "float") else str(scheme)
+    return scheme

@@ -1,0 +1,117 @@
+"""The throughput stage through an engine's own benchmark, where its SDK brings one.
+
+TensorRT-LLM's throughput is what trtllm-bench says: requests in flight, not one static batch, and the number that other
+people publish. Each counted run is a process of its own with its own random prompts, so the spread between runs holds
+what a restart changes, too. Prefill and decode rates are left out: with requests coming and going there is no moment
+that is only one of them. The tool's own report is believed only after it named the quantization that was meant.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from quantlab import host
+from quantlab.engines import Bencher, Timed
+from quantlab.errors import BadInput
+from quantlab.measure import Measured, Reporter
+from quantlab.measure.throughput import ordinary_tokens
+from quantlab.records import Cell, MeasureJob, Number, Throughput
+
+STAGE = "throughput"
+
+
+def is_benched(engine: object, spec: MeasureJob, reporter: Reporter) -> bool:
+    """The engine's own benchmark is to be used. Says why not, where it should be and cannot."""
+    if not isinstance(engine, Bencher) or STAGE not in spec.stages or spec.artifact.numerics == "simulated":
+        return False
+    why = engine.bench_missing()
+    if why is not None:
+        reporter.note(STAGE, f"timed through a session: {why}")
+    return why is None
+
+
+def throughput(engine: Bencher, spec: MeasureJob, tokenizer: Any, reporter: Reporter) -> Measured:
+    """Measure every cell of the grid; a cell that fails keeps its place, with the reason.
+
+    Raises:
+        BadInput: the job has no grid. Broken: something else was timed than was meant.
+    """
+    started = time.monotonic()
+    if spec.grid is None:
+        raise BadInput("throughput needs a grid.", place="measure", cure="Name one with --grid.")
+    shapes = list(product(spec.grid.isl, spec.grid.osl, spec.grid.batch))
+    vocabulary, folder = ordinary_tokens(tokenizer), Path(spec.folder) / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = []
+    for place, shape in enumerate(shapes):
+        reporter.progress(STAGE, place, len(shapes), "{} in, {} out, {} in flight".format(*shape))
+        runs = _runs(engine, spec, shape, vocabulary, folder)
+        cells.append(_failed(shape, runs) if isinstance(runs, str) else _cell(spec, shape, runs))
+    reporter.progress(STAGE, len(shapes), len(shapes), "")
+    record = Throughput(
+        grid=spec.grid_name,
+        cells=tuple(cells),
+        numerics=spec.artifact.numerics,
+        device=_device(spec),
+        seconds=round(time.monotonic() - started, 3),
+        source="; ".join(dict.fromkeys(engine.bench_source(batch) for _, _, batch in shapes)),
+    )
+    return record, {}
+
+
+def _device(spec: MeasureJob) -> str:
+    name = next((gpu.name for gpu in host.gpus()), "a GPU that the driver does not name")
+    count = spec.config.tensor_parallel * spec.config.pipeline_parallel
+    return f"{name} x {count}, {spec.artifact.engine_version}"
+
+
+def _runs(
+    engine: Bencher, spec: MeasureJob, shape: tuple[int, int, int], vocabulary: list[int], folder: Path
+) -> list[Timed] | str:
+    """The counted runs, or why the cell is not valid. The tool warms up by itself."""
+    assert spec.grid is not None
+    runs: list[Timed] = []
+    for repeat in range(spec.grid.repeats):
+        seed = spec.seed * 1000 + repeat
+        timed = engine.bench(spec.artifact, spec.config, shape, vocabulary=vocabulary, folder=folder, seed=seed)
+        if isinstance(timed, str):
+            return timed
+        runs.append(timed)
+    return runs
+
+
+def _failed(shape: tuple[int, int, int], reason: str) -> Cell:
+    isl, osl, batch = shape
+    return Cell(isl=isl, osl=osl, batch=batch, valid=False, reason=reason)
+
+
+def _cell(spec: MeasureJob, shape: tuple[int, int, int], runs: list[Timed]) -> Cell:
+    provenance: Literal["measured", "emulated"] = "measured" if spec.artifact.numerics == "native" else "emulated"
+
+    def number(values: list[float | None], unit: str, better: Literal["higher", "lower"] = "higher") -> Number | None:
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return None
+        return Number(
+            value=statistics.median(known),
+            unit=unit,
+            n=len(known),
+            low=min(known),
+            high=max(known),
+            better=better,
+            provenance=provenance,
+        )
+
+    isl, osl, batch = shape
+    return Cell(
+        isl=isl,
+        osl=osl,
+        batch=batch,
+        ttft_seconds=number([run.ttft_seconds for run in runs], "seconds", "lower"),
+        tpot_seconds=number([run.tpot_seconds for run in runs], "seconds", "lower"),
+        tokens_per_second=number([run.tokens_per_second for run in runs], "tokens/s"),
+    )

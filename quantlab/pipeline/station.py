@@ -1,0 +1,82 @@
+"""An engine where it runs, as the pipeline sees it: can it be used, what does it refuse, what must be built.
+
+An engine of this Python that builds nothing costs no process. Everything else is asked and built in a child under the
+engine's own interpreter, and its host record carries that interpreter's versions: a score of vLLM depends on vLLM's
+torch and not on ours.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quantlab import child, places, probe
+from quantlab.engines import Engine, building, engine, sdks
+from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
+from quantlab.records.engines import Asked, AskJob, BuildJob
+
+
+class Station:
+    """One engine at its place."""
+
+    def __init__(self, name: str, host: Host) -> None:
+        """Args:
+        host: this machine, with the versions of this Python.
+
+        Raises:
+            BadInput: no such engine.
+        """
+        self.name = name
+        self.engine: Engine = engine(name)
+        self._main = host
+
+    @cached_property
+    def place(self) -> places.Place:
+        """Raises: BadInput: a wrong engines.toml."""
+        return places.find(self.name)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Prefix of the engine's children; empty for this Python."""
+        return self.place.command
+
+    @cached_property
+    def host(self) -> Host:
+        """The machine with the versions of the engine's Python.
+
+        Raises:
+            NoAccess, Refused, BadInput: the engine cannot be used, see `probe.require`.
+        """
+        found = probe.require(self.name, self.place)
+        if not self.command:
+            return self._main
+        return msgspec.structs.replace(self._main, python=".".join(map(str, found.python)), versions=found.versions)
+
+    @property
+    def version(self) -> str:
+        """Package and version of the SDK; the engine's own word where it has none."""
+        found = sdks.present(self.name, self.host.versions)
+        return f"{found[0].package} {found[1]}" if found else self.engine.version()
+
+    def refusals(self, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+        """For each checkpoint why the engine does not take it; empty where it does."""
+        job = AskJob(engine=self.name, checkpoints=tuple(checkpoints), host=self.host)
+        if not self.command:
+            return building.ask(job).refusals
+        with tempfile.TemporaryDirectory(prefix="quantlab-ask-") as folder:
+            asked: Asked = child.run("ask", job, workdir=Path(folder), command=self.command)
+        return asked.refusals
+
+    def shaped_by(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any] | None:
+        """What beside checkpoint, SDK and GPU shapes the artifact; None where it is made here and costs nothing."""
+        own = self.engine.builds(checkpoint, config) if hasattr(self.engine, "builds") else msgspec.to_builtins(config)
+        return own if own is not None or not self.command else msgspec.to_builtins(config)
+
+    def build_here(self, job: BuildJob) -> Artifact:
+        """In this process, of an engine that builds nothing."""
+        return building.build(job)
