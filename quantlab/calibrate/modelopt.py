@@ -122,8 +122,8 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter) 
 
 
 def _let_export_see(model: Any, data: Samples | Pictures) -> None:
-    """ModelOpt's own forward pass finds layers that share an input. On text it skips the cross-attention layers, whose gate
-    and up then keep two input scales; `get_dummy_inputs` is its hook for other inputs."""
+    """ModelOpt's own forward pass finds layers that share an input. On text it skips the cross-attention layers, whose
+    gate and up then keep two input scales; `get_dummy_inputs` is its hook for other inputs."""
     if isinstance(data, Pictures):
         model.get_dummy_inputs = lambda: {**placed(data.probe(), model), "use_cache": False}
 
