@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 ITEMS = ROOT / "evals" / "items"
 TASKS = ROOT / "evals" / "tasks"
+PICTURES = [f"{name}_{kind}" for name in ("easyvqa", "hardshapes") for kind in ("yesno", "colour", "shape")]
 SYNTHETIC = ["agreement", "arithmetic", "cloze", "definitions", "elements", "facts", "kinds"]
 FIELDS = ["id", "cluster", "kind", "query", "choices", "gold"]
 
@@ -152,7 +153,9 @@ def test_sums_are_right() -> None:
 
 def test_counts_are_those_of_the_readme() -> None:
     told = dict(re.findall(r"^\| `(\w+)\.jsonl` \| (\d+) \|", (ITEMS / "README.md").read_text("utf-8"), re.MULTILINE))
-    assert {task: len(rows(task)) for task in (*SYNTHETIC, "mmlu_dev")} == {k: int(v) for k, v in told.items()}
+    assert {task: len(rows(task)) for task in (*SYNTHETIC, "mmlu_dev", *PICTURES)} == {
+        k: int(v) for k, v in told.items()
+    }
     assert {path.stem for path in ITEMS.glob("*.jsonl")} == set(told)
 
 
@@ -171,6 +174,26 @@ def test_task_files_name_data_that_exist(path: Path) -> None:
         assert set(task["metadata"]["data_package"]) == {"package", "file"}
     else:
         assert (TASKS / task["dataset_kwargs"]["data_files"]["test"]).resolve() == ITEMS / f"{path.stem}.jsonl"
+
+
+@pytest.mark.parametrize("task", PICTURES)
+def test_every_question_about_a_picture_has_it(task: str) -> None:
+    for row in rows(task):
+        assert list(row) == ["id", "cluster", "kind", "image", "query", "choices", "gold"]
+        assert (ITEMS / row["image"]).is_file()
+        assert row["gold"] in range(len(set(row["choices"])))
+
+
+def test_drawn_pictures_come_out_the_same_again(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from items import hard_shapes; hard_shapes.make(Path('.'), 3, 2889)"
+    path = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, check=True)
+    for number in range(3):
+        name = f"hardshapes/{number}.png"
+        assert (tmp_path / name).read_bytes() == (ITEMS / name).read_bytes()
+    assert (tmp_path / "hardshapes_shape.jsonl").read_text().splitlines() == (
+        (ITEMS / "hardshapes_shape.jsonl").read_text().splitlines()[:3]
+    )
 
 
 def test_every_item_file_has_a_task() -> None:
