@@ -77,7 +77,7 @@ class Walker:
         Raises:
             NoAccess, Refused, BadInput: the engine is absent, of another version, or does not start.
         """
-        if self._wanted():
+        if self._wanted() and self.station.host and self.station.command:
             self.watch.say(f"engine {self.station.name}: {self.station.version}, in {self.station.place}")
 
     def walk(self, found: Found, recipe: Recipe, planned: Plan) -> Walk:
