@@ -116,7 +116,8 @@ def built(bench: Bench, root: Path, config: EngineConfig | None = None, seen: Se
     found, recipe = resolved.recipes[0]
     walk = Walk(name=found.name, recipe=recipe)
     shape = {"digest": "1", "recipe": "bf16", "format": "bf16", "architecture": "LlamaForCausalLM"}
-    return walk, walker._artifact(walk, Checkpoint(path=str(bench.model), **shape))
+    checkpoint = Checkpoint(path=str(bench.model), **shape)
+    return walk, walker.measuring.artifact(walk, checkpoint, resolved.ask.config)
 
 
 def test_what_is_built_is_built_once_in_a_child_and_kept(bench: Bench, builder: Path, tmp_path: Path) -> None:

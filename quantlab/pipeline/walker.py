@@ -24,11 +24,9 @@ from quantlab.pipeline.walk import Walk
 from quantlab.plans import Plan
 from quantlab.records import (
     Accuracy,
-    Artifact,
     Calibrated,
     CalibrateJob,
     CalibrationSet,
-    Checkpoint,
     Failure,
     Host,
     MeasureJob,
@@ -38,7 +36,6 @@ from quantlab.records import (
     VerifyJob,
     Weights,
 )
-from quantlab.records.engines import BuildJob
 
 Part = tuple[int, int]
 """From which to before which item of a suite, in its random order."""
@@ -69,7 +66,7 @@ class Walker:
     def measuring(self) -> EngineStages:
         """Runs children where the engine lives."""
         name, threads = name_of(self.resolved.model), self.resolved.ask.threads
-        return EngineStages(self.ledger, self.station.host, name, self.watch, threads, self.station.command)
+        return EngineStages(self.station, self.ledger, name, self.watch, threads)
 
     def require_engine(self) -> None:
         """Refuse in seconds, before anything is calibrated, when measuring is asked for and cannot be done.
@@ -153,7 +150,7 @@ class Walker:
         if not wanted:
             return
         walk.at = wanted[0]
-        walk.artifact = self._artifact(walk, _known(walk.calibrated).checkpoint)
+        walk.artifact = self.measuring.artifact(walk, _known(walk.calibrated).checkpoint, self.resolved.ask.config)
         for text in walk.artifact.notes:
             self.note(walk, text)
         if not self.resolved.policy.early:
@@ -234,25 +231,6 @@ class Walker:
         """The engine hands out no distributions, so there is no fidelity to measure."""
         return Ability.FULL_LOGITS not in self.engine.abilities
 
-    def _artifact(self, walk: Walk, checkpoint: Checkpoint) -> Artifact:
-        """What the engine opens: made here where that costs nothing, else in a child, once."""
-        station, config = self.station, self.resolved.ask.config
-        absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
-        shaped = station.shaped_by(absolute, config)
-        known = identity.build(checkpoint, station.name, station.version, shaped or {}, station.host, config.device)
-        job = BuildJob(
-            engine=station.name,
-            checkpoint=absolute,
-            into=str(self.ledger.checkpoint_folder(known)),  # never beside the user's own weights
-            config=config,
-            host=station.host,
-        )
-        if shaped is None:
-            return station.build_here(job)
-        walk.at = "build"
-        walk.identities["build"] = known
-        return self.measuring.build(known, walk.name, job)
-
     def _identities(self, walk: Walk, wanted: Sequence[str], part: Part | None) -> dict[str, str]:
         resolved, artifact = self.resolved, walk.artifact
         assert artifact is not None, "an artifact is built before it is measured"
@@ -302,18 +280,11 @@ class Walker:
             grid=resolved.grid_record,
             grid_name=resolved.grid.name,
             reference=self.reference[1] if self.reference else None,
-            bandwidth=self._bandwidth(),
+            bandwidth=self.station.bandwidth(resolved.ask.config),
             seed=resolved.ask.seed,
             part=part,
             collapse=(resolved.policy.collapse_kl, resolved.policy.collapse_top1),
         )
-
-    def _bandwidth(self) -> float | None:
-        if self.resolved.ask.config.device == "cpu" or not self.host.gpus:
-            return None
-        gpu = catalog.gpu(self.host.gpus[0].name)
-        # Tensor parallel GPUs read their parts at the same time; those of a pipeline one after the other.
-        return gpu.bandwidth * self.resolved.ask.config.tensor_parallel if gpu else None
 
 
 def name_of(model: Model) -> str:
