@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from quantlab import catalog, judge
 from quantlab.catalog import Found
 from quantlab.engines import Ability, Engine
@@ -18,6 +16,7 @@ from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
 from quantlab.pipeline.ask import STAGES, Resolved
 from quantlab.pipeline.built import EngineStages
+from quantlab.pipeline.specs import Part, Specs
 from quantlab.pipeline.stage import Stages, Watcher
 from quantlab.pipeline.station import Station
 from quantlab.pipeline.walk import Walk
@@ -32,13 +31,9 @@ from quantlab.records import (
     MeasureJob,
     Model,
     Recipe,
-    Suite,
     VerifyJob,
     Weights,
 )
-
-Part = tuple[int, int]
-"""From which to before which item of a suite, in its random order."""
 
 
 @dataclass
@@ -55,11 +50,13 @@ class Walker:
     stages: Stages = field(init=False)
     station: Station = field(init=False)
     engine: Engine = field(init=False)
+    specs: Specs = field(init=False)
 
     def __post_init__(self) -> None:
         ask = self.resolved.ask
         self.station = Station(ask.engine, self.host)
         self.engine = self.station.engine
+        self.specs = Specs(self.resolved, self.station)
         self.stages = Stages(self.ledger, self.host, name_of(self.resolved.model), self.watch, ask.threads)
 
     @cached_property
@@ -232,64 +229,20 @@ class Walker:
         return Ability.FULL_LOGITS not in self.engine.abilities
 
     def _identities(self, walk: Walk, wanted: Sequence[str], part: Part | None) -> dict[str, str]:
-        resolved, artifact = self.resolved, walk.artifact
-        assert artifact is not None, "an artifact is built before it is measured"
-        return {
-            stage: identity.measure(
-                stage,
-                artifact,
-                resolved.ask.config,
-                self.station.host,
-                suite=self._suite(),
-                suite_digest=self._suite_digest(stage),
-                grid=resolved.grid_record,
-                reference=self.reference[0] if self.reference and stage == "fidelity" else "",
-                seed=resolved.ask.seed,
-                part=part,
-            )
-            for stage in wanted
-        }
-
-    def _suite(self) -> Suite:
-        """The suite; of an early run with so much of its held-out text as a screen needs."""
-        suite = self.resolved.suite_record
-        if not self.resolved.policy.early or suite.fidelity is None:
-            return suite
-        return msgspec.structs.replace(suite, fidelity=suite.fidelity.screen())
-
-    def _suite_digest(self, stage: str) -> str:
-        """Only the part of the suite that the stage reads: adding a task must not make a fidelity worthless."""
-        suite = self.resolved.suite
-        if stage == "accuracy":
-            return catalog.suite_digest(suite, "accuracy")
-        return catalog.suite_digest(suite, "fidelity") if stage in ("reference", "fidelity") else ""
+        return self.specs.identities(_built(walk), wanted, part, self.reference[0] if self.reference else "")
 
     def _job(self, walk: Walk, missing: Sequence[str], folder: Path, part: Part | None) -> MeasureJob:
-        resolved, artifact = self.resolved, walk.artifact
-        assert artifact is not None, "an artifact is built before it is measured"
-        return MeasureJob(
-            engine=self.engine.name,
-            artifact=artifact,
-            config=resolved.ask.config,
-            stages=tuple(missing),  # type: ignore[arg-type]
-            folder=str(folder),
-            suite=self._suite(),
-            suite_name=resolved.suite.name,
-            suite_folder=str(catalog.base(resolved.suite)),
-            tasks_folder=str(catalog.folder("tasks")),
-            grid=resolved.grid_record,
-            grid_name=resolved.grid.name,
-            reference=self.reference[1] if self.reference else None,
-            bandwidth=self.station.bandwidth(resolved.ask.config),
-            seed=resolved.ask.seed,
-            part=part,
-            collapse=(resolved.policy.collapse_kl, resolved.policy.collapse_top1),
-        )
+        return self.specs.job(_built(walk), missing, folder, part, self.reference[1] if self.reference else None)
 
 
 def name_of(model: Model) -> str:
     """The model in an entry: its word, or a local folder's own name without the place it lies in."""
     return Path(model.location).name if model.source == "path" else model.word
+
+
+def _built(walk: Walk) -> Artifact:
+    assert walk.artifact is not None, "an artifact is built before it is measured"
+    return walk.artifact
 
 
 def _known(calibrated: Calibrated | None) -> Calibrated:
