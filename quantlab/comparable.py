@@ -47,6 +47,8 @@ class Items:
     """BOS tokens at the start of the prompt."""
     prompts: Sequence[str] = ()
     """Rendered text: few-shot examples, chat template and question."""
+    nll: np.ndarray | None = None
+    """float64 [n]: -log p of the right answer; None where answers are not chosen by likelihood."""
     questions: Sequence[str] = ()
     """Digest of the item's own text and choices, without few-shot examples and template."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quantlab import disk, hub
+from quantlab.catalog import builtin
 from quantlab.errors import BadInput, Broken, NoAccess, QuantlabError
 from quantlab.records import FetchJob, Model, Weights
 from quantlab.weights import architecture, check_folder, digest_folder, headers, shapes, weight_bytes, written_whole
@@ -55,8 +56,8 @@ def local(model: Model, home: Path) -> Weights | None:
     Raises:
         BadInput, Broken: a local path, or a copy already here, that is no whole model; the text says what is wrong.
     """
-    if model.source == "path":
-        folder = Path(model.location).expanduser().resolve()
+    if model.source in ("path", "built-in"):
+        folder = _folder(model)
         check_folder(folder)
         return _weights(folder, home / "digests.json")
     if model.source == "package":
@@ -65,6 +66,11 @@ def local(model: Model, home: Path) -> Weights | None:
     if snapshot is None or not _complete(snapshot):
         return None
     return _weights(snapshot, home / "digests.json", f"from the hub, commit {snapshot.name[:12]}")
+
+
+def _folder(model: Model) -> Path:
+    """Of a local model, or of one that travels with quantlab."""
+    return Path(model.location).expanduser().resolve() if model.source == "path" else builtin() / model.location
 
 
 def run(spec: FetchJob, reporter: Reporter) -> Weights:

@@ -70,7 +70,7 @@ def compare(
             baseline_answers=a.answers,
             candidate_answers=b.answers,
         )
-        rows.append(_row(score.task, score.metric, found, policy))
+        rows.append(_with_nats(_row(score.task, score.metric, found, policy), a, b, policy))
     refused = [row for row in rows if row.incomparable]
     if refused:
         whole = _withheld_suite(rows, f"{refused[0].task}: {refused[0].incomparable}")
@@ -206,6 +206,29 @@ def _row(task: str, metric: str, found: Paired, policy: Policy, parts: Sequence[
         churn=sum(part.churn for part in parts) if parts else (found.churn or 0),
         detectable_drop=_points(found.minimal_detectable_drop),
     )
+
+
+def _with_nats(row: TaskComparison, a: Items, b: Items, policy: Policy) -> TaskComparison:
+    import msgspec
+
+    from quantlab.score.nats import change
+
+    if a.nll is None or b.nll is None:
+        return row
+    found = change(a.nll, b.nll, a.clusters, policy.confidence)
+    if found is None:
+        return row
+    number = Number(
+        value=found.mean,
+        unit="nats",
+        n=row.n,
+        standard_error=found.error,
+        low=found.low,
+        high=found.high,
+        confidence=policy.confidence,
+        better="lower",
+    )
+    return msgspec.structs.replace(row, nll_baseline=float(a.nll.mean()), nll_change=number)
 
 
 def _recovery(found: Paired, confidence: float) -> Number | None:

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import msgspec
 
-from quantlab import weights
-from quantlab.records import FORMATS, Grid, Host, Model, Recipe, Shape, Suite, unserved
+from quantlab import sight, weights
+from quantlab.records import FORMATS, CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
 from quantlab.sizes import OWN_GROUP, Sizes, group_size
 from quantlab.sizes import sizes as sizes_of
 
@@ -80,6 +80,7 @@ def plan(
     free_disk_bytes: int,
     *,
     device: str = "auto",
+    calibration: CalibrationSet | None = None,
 ) -> Plan:
     """Everything that can be known before starting. Nothing is run and nothing is loaded.
 
@@ -93,17 +94,21 @@ def plan(
         suite: for the disk that the baseline's distribution takes.
         free_disk_bytes: room where the run is kept.
         device: "auto", "cpu" or "cuda".
+        calibration: the recipe's calibration set; None where it is not known.
     """
     gpu = max(host.gpus, key=lambda each: each.memory_bytes) if host.gpus and device != "cpu" else None
     sizes = sizes_of(model, weights_path, recipe)
     group, notes, refusals = group_size(recipe, sizes.layers)
-    refusals += [*_architecture(model, recipe), *_state(model, weights_path), *_packages(suite)]
+    refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration)]
+    refusals += [*_state(model, weights_path), *_packages(suite)]
     notes += [*_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
     made = Plan(recipe=recipe_name, group_size=group)
     if sizes.total:
         memory, where = (gpu.memory_bytes, gpu.name) if gpu else (host.memory_bytes, "this machine's memory")
         made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
-        made = _seconds(made, recipe, sizes, host.cores if gpu is None else 0)
+        # What a picture costs was not measured, and no figure is better than a guess.
+        counted = host.cores if gpu is None and model.modality == "text" else 0
+        made = _seconds(made, recipe, sizes, counted)
         refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
         notes += _tight(made, memory, where)
     return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
@@ -116,7 +121,7 @@ def explain(plan: Plan) -> list[str]:
     return [*plan.arithmetic, *group, *(f"Note: {each}" for each in plan.notes), *refused]
 
 
-def _architecture(model: Model, recipe: Recipe) -> Iterator[str]:
+def _architecture(model: Model) -> Iterator[str]:
     name = model.architecture
     if name is None:
         return
@@ -124,11 +129,6 @@ def _architecture(model: Model, recipe: Recipe) -> Iterator[str]:
         r"(M?T5|UMT5|M?Bart|Pegasus|Marian|Whisper|Blip|Speech|Seamless)", name
     ):
         yield f"{name} is not a decoder that continues text. Choose a causal language model."
-    elif model.modality == "vision" and recipe.calibration:
-        yield (
-            f"{name}: its cross-attention layers run only when there is an image, and calibration is text only, "
-            "so their ranges would be missing. Use bf16 for this model for now."
-        )
 
 
 def _state(model: Model, path: Path | None) -> Iterator[str]:

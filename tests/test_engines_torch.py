@@ -227,9 +227,11 @@ def test_what_it_does_not_support_is_a_sentence(tmp_path: Path) -> None:
     checkpoint = artifact("torch", "bf16", tmp_path).checkpoint
     import msgspec
 
-    vision = msgspec.structs.replace(checkpoint, architecture="MllamaForConditionalGeneration")
+    vision = msgspec.structs.replace(checkpoint, architecture="LlavaForConditionalGeneration")
+    llama = msgspec.structs.replace(checkpoint, architecture="MllamaForConditionalGeneration")
     other = msgspec.structs.replace(checkpoint, format="nvfp4")
-    assert "Mllama" in str(TorchEngine().supports(vision, HOST))
+    assert "Llava" in str(TorchEngine().supports(vision, HOST))
+    assert TorchEngine().supports(llama, HOST) is None
     assert "nvfp4" in str(TorchEngine().supports(other, HOST))
 
 

@@ -11,7 +11,7 @@ import pytest
 from quantlab import catalog
 from quantlab.errors import QuantlabError
 from quantlab.plans import Plan, explain, plan
-from quantlab.records import Gpu, Grid, Host, Model, QuantizerOverride, Recipe, Suite
+from quantlab.records import CalibrationSet, Gpu, Grid, Host, Model, QuantizerOverride, Recipe, Suite
 
 CPU = Host(system="Linux", python="3.11", cpu="EPYC", cores=2, memory_bytes=24 * 10**9)
 H100 = msgspec.structs.replace(
@@ -289,8 +289,62 @@ def test_an_untried_architecture_is_a_note_and_a_known_one_is_not() -> None:
 
 
 def test_images_are_not_calibrated_with_text() -> None:
-    assert any("cross-attention" in each for each in planned("11b", "fp8", H100).refusals)
-    assert not planned("11b", "bf16", H100).refusals
+    def refused(word: str, what: Recipe | str, name: str) -> tuple[str, ...]:
+        found = catalog.calibration_set(name).record
+        assert isinstance(found, CalibrationSet)
+        asked = recipe(what) if isinstance(what, str) else what
+        return plan(catalog.model(word), None, "r", asked, H100, None, None, PLENTY, calibration=found).refusals
+
+    (why,) = refused("11b", "fp8", "python-docs")
+    assert "cross-attention" in why
+    assert "--calibration-set easyvqa" in why
+    assert not refused("11b", "fp8", "easyvqa")
+    assert not refused("11b", "bf16", "python-docs")
+    assert not refused("3b", "fp8", "python-docs")
+    assert "key/value cache" in refused("11b", recipe("fp8", kv_cache="fp8"), "easyvqa")[0]
+
+
+def test_a_text_model_is_not_asked_about_pictures() -> None:
+    asked = catalog.suite("vqa-quick").record
+    assert isinstance(asked, Suite)
+    (why,) = plan(catalog.model("3b"), None, "fp8", recipe("fp8"), H100, None, asked, PLENTY).refusals
+    assert "reads text only" in why
+    assert not plan(catalog.model("11b"), None, "fp8", recipe("fp8"), H100, None, asked, PLENTY).refusals
+
+
+@pytest.mark.parametrize(("word", "pixels", "text"), [
+    ("11b", 560, {}),
+    ("11b-base", 448, {}),
+    ("90b", 560, {"hidden_size": 8192, "num_hidden_layers": 100, "num_attention_heads": 64, "intermediate_size": 28672,
+                  "cross_attention_layers": list(range(3, 100, 5))}),
+])  # fmt: skip
+def test_the_sizes_of_llama_32_vision_are_those_of_its_class(word: str, pixels: int, text: dict[str, object]) -> None:
+    from accelerate import init_empty_weights
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
+
+    eleven = {
+        "hidden_size": 4096,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+    }
+    config = MllamaConfig(vision_config={"image_size": pixels}, text_config={**eleven, **text})
+    with init_empty_weights():
+        model = MllamaForConditionalGeneration(config)
+    known = catalog.model(word)
+    assert known.parameters == sum(each.numel() for each in model.parameters())
+    inner, shape = config.text_config, known.shape
+    assert shape is not None
+    assert (shape.layers + shape.cross_layers, shape.cross_layers) == (
+        inner.num_hidden_layers,
+        len(inner.cross_attention_layers),
+    )
+    named = [n for n, one in model.named_modules() if type(one).__name__ == "Linear" and "language_model" in n]
+    made = planned(word, "int4_awq", msgspec.structs.replace(H100, memory_bytes=10**12))
+    assert any(f"in {len(named)} layers" in line for line in made.arithmetic)
 
 
 def test_a_suite_whose_package_is_missing_is_refused() -> None:

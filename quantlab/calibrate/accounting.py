@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from quantlab import weights as folders
+from quantlab.formats import names
 from quantlab.records import Calibrated, CalibrateJob, Checkpoint
 
 BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "I64": 64, "I32": 32}
@@ -55,12 +56,12 @@ def checkpoint(spec: CalibrateJob, folder: Path, layers: Iterable[str]) -> Check
 
 def bits_per_weight(folder: str | Path, source: str | Path, layers: Iterable[str]) -> float:
     """Stored bits of the quantized layers, scales included, over their number of weights, from headers."""
-    made, original = folders.headers(folder), folders.shapes(source)
+    made, original = names.headers(folder), names.headers(source)
     bits = count = 0
     for layer in layers:
         parts = (made.get(f"{layer}.{part}") for part in PARTS)
         bits += sum(bits_of(part) for part in parts if part is not None)
-        count += torch.Size(original[f"{layer}.weight"]).numel()
+        count += torch.Size(original[f"{layer}.weight"]["shape"]).numel()
     return bits / max(count, 1)
 
 

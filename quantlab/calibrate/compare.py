@@ -107,7 +107,7 @@ def reopened(export: Exported) -> Finding:
     name, worst, mean = _worst(export.each_layer(off))
     limit = FOLDED if export.simulated else LAYER[export.format]
     text = f"outputs of {len(export.layers)} layers differ by {mean:.2%}, at most {worst:.2%} ({name})"
-    agreed, words = _logits(kept["logits"], probe.logits(model, kept["ids"]), export)
+    agreed, words = _logits(kept["logits"], probe.logits(model, probe.given(kept)), export)
     return worst <= limit and agreed, f"{text}; {words}."
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantlab import weights as folders
 from quantlab.calibrate.accounting import bits_of
 from quantlab.errors import Broken
+from quantlab.formats import names
 from quantlab.records import FORMATS, Format, VerifyJob
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Exported:
         """Read the headers. Raises as `quantlab.weights.check_folder` for files that are not whole."""
         folder, source = Path(spec.checkpoint_path), Path(spec.weights.path)
         folders.check_folder(folder)
-        return cls(spec, folder, source, folders.headers(folder), folders.headers(source))
+        return cls(spec, folder, source, names.headers(folder), names.headers(source))
 
     @property
     def format(self) -> str:
@@ -61,6 +62,11 @@ class Exported:
         return self.spec.calibrated.layers
 
     @property
+    def sees(self) -> bool:
+        """The model takes images."""
+        return any(names.SIGHT.search(name) for name in self.source)
+
+    @property
     def group_size(self) -> int | None:
         """As really used: of the record, else what the shape of a scale says."""
         used = self.spec.calibrated.checkpoint.group_size
@@ -78,9 +84,10 @@ class Exported:
         return {name for name in _weights(self.made) if len(self.made[f"{name}.weight"]["shape"]) == 2}
 
     def forgotten(self) -> set[str]:
-        """Layers of a kind (q_proj, ...) that is quantized elsewhere, and that no override switched off."""
+        """Layers of a kind (q_proj, ...) that is quantized elsewhere, and that no override switched off. The vision
+        tower is another matter: it stays in 16 bit, though its layers have the same names."""
         kinds = {name.rpartition(".")[2] for name in self.layers}
-        same = _weights(self.source)
+        same = {name for name in _weights(self.source) if not names.SIGHT.search(name)}
         off = [o.quantizer for o in self.spec.recipe.overrides if o.enable is False]
         return {
             name
@@ -116,6 +123,13 @@ class Exported:
         """A tensor of the source."""
         return self._tensor(self.source_folder, self.source, name)
 
+    def same(self, name: str) -> bool:
+        """The export has the source's values, in its type or another."""
+        import torch
+
+        made, source = self.read(name), self.read_source(name)
+        return bool(torch.equal(made.to(source.dtype), source)) if made.shape == source.shape else False
+
     def _tensor(self, folder: Path, header: Header, name: str) -> Tensor:
         from safetensors import safe_open
 
@@ -124,7 +138,7 @@ class Exported:
         file = folder / header[name]["file"]
         if file not in self._open:
             self._open[file] = safe_open(file, framework="pt")
-        tensor: Tensor = self._open[file].get_tensor(name)
+        tensor: Tensor = self._open[file].get_tensor(header[name]["stored"])
         return tensor
 
     def each_layer(self, value: Callable[[str], float]) -> dict[str, float]:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
+from quantlab.calibrate.pictures import Pictures
+from quantlab.calibrate.samples import Samples
 from quantlab.records import Calibration
 
 if TYPE_CHECKING:
@@ -34,14 +38,13 @@ class Feed:
     """A forward loop as ModelOpt wants it.
 
     Args:
-        ids: int64 [samples, length].
-        batch: samples in one forward pass.
+        batches: what the model takes, each for one forward pass; floating-point tensors are given in its type.
         method: ModelOpt's algorithm.
         reporter: is told how many decoder layers are done.
     """
 
-    def __init__(self, ids: Tensor, batch: int, method: str, reporter: Reporter) -> None:
-        self.batches = ids.split(batch)
+    def __init__(self, batches: Sequence[dict[str, Tensor]], method: str, reporter: Reporter) -> None:
+        self.batches = batches
         self.costs = COSTS.get(method, (1.0,))
         self.reporter = reporter
         self.calls = 0
@@ -67,17 +70,24 @@ class Feed:
                 handle.remove()
 
     def _forward(self, model: nn.Module) -> None:
-        device = next(model.parameters()).device
         run: Any = model if _head_is_quantized(model) else model.base_model
-        for ids in self.batches:
+        for batch in self.batches:
             with torch.no_grad():
-                run(input_ids=ids.to(device), use_cache=False)
+                run(**placed(batch, model), use_cache=False)
 
     def notes(self) -> list[str]:
         """For the record: a search over several batches costs more and is a slightly different one."""
         if len(self.costs) > 1 and len(self.batches) > 1:
-            return [f"memory for {len(self.batches[0])} samples at once: AWQ searched in {len(self.batches)} batches"]
+            most = max(len(batch["input_ids"]) for batch in self.batches)
+            return [f"AWQ searched in {len(self.batches)} batches of at most {most} samples"]
         return []
+
+
+def placed(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A batch on the model's device, pixels in its type."""
+    first = next(model.parameters())
+    floating = {name: first.dtype for name, tensor in batch.items() if tensor.is_floating_point()}
+    return {name: tensor.to(first.device, floating.get(name, tensor.dtype)) for name, tensor in batch.items()}
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -90,6 +100,16 @@ def _head_is_quantized(model: Any) -> bool:
     head = model.get_output_embeddings()
     quantizers = [getattr(head, name, None) for name in ("weight_quantizer", "input_quantizer")]
     return any(quantizer is not None and quantizer.is_enabled for quantizer in quantizers)
+
+
+def fed(asked: Calibration | None, data: Samples | Pictures, model: Any) -> Calibration | None:
+    """What is really fed, for the choice of a batch: a picture is one sample, as long as what the tower makes of it."""
+    if asked is None or not isinstance(data, Pictures):
+        return asked
+    sight = model.config.vision_config
+    seen = sight.max_num_tiles * ((sight.image_size // sight.patch_size) ** 2 + 1)
+    length = max(seen, *(group["input_ids"].shape[1] for group in data.groups))
+    return msgspec.structs.replace(asked, samples=data.count, length=int(length))
 
 
 def choose_batch(asked: Calibration | None, model: nn.Module, *, together: bool) -> int:

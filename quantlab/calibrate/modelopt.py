@@ -29,8 +29,9 @@ from torch import nn
 
 from quantlab import disk
 from quantlab import weights as folders
-from quantlab.calibrate import accounting, presets, probe, source
-from quantlab.calibrate.feed import Feed, choose_batch
+from quantlab.calibrate import accounting, folded, presets, probe, source
+from quantlab.calibrate.feed import Feed, choose_batch, fed, placed
+from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
 from quantlab.errors import Broken, Refused
 from quantlab.records import Calibrated, CalibrateJob
@@ -50,7 +51,7 @@ class _Live:
 
     model: nn.Module
     layers: tuple[str, ...]
-    data: Samples | None
+    data: Samples | Pictures | None
     seconds: float
     device: str
     notes: tuple[str, ...]
@@ -81,8 +82,8 @@ def run(spec: CalibrateJob, reporter: Reporter) -> Calibrated:
         checkpoint=made,
         layers=live.layers,
         calibration_digest=live.data.digest if live.data else None,
-        samples=live.data.ids.shape[0] if live.data else 0,
-        tokens=live.data.ids.numel() if live.data else 0,
+        samples=live.data.count if live.data else 0,
+        tokens=live.data.tokens if live.data else 0,
         seconds=round(time.monotonic() - started, 3),
         calibrate_seconds=round(live.seconds, 3),
         peak_bytes=accounting.peak_bytes(),
@@ -108,8 +109,9 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter) 
     method = presets.method(config)
     feed = None
     if data is not None:
-        batch = choose_batch(spec.recipe.calibration, model, together=method.startswith("awq"))
-        feed = Feed(data.ids, batch, method, reporter)
+        batch = choose_batch(fed(spec.recipe.calibration, data, model), model, together=method.startswith("awq"))
+        feed = Feed(data.batches(batch), method, reporter)
+        _let_export_see(model, data)
     started = time.monotonic()
     mtq.calibrate(model, config["algorithm"], forward_loop=feed)
     seconds = time.monotonic() - started
@@ -117,6 +119,13 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter) 
     notes = [*_resmooth(model, method), *(feed.notes() if feed else ()), *_as_stored(model, spec)]
     device = accounting.device_name(next(model.parameters()).device)
     return _Live(model, layers, data, seconds, device, tuple(notes))
+
+
+def _let_export_see(model: Any, data: Samples | Pictures) -> None:
+    """ModelOpt's own forward pass finds layers that share an input. On text it skips the cross-attention layers, whose
+    gate and up then keep two input scales; `get_dummy_inputs` is its hook for other inputs."""
+    if isinstance(data, Pictures):
+        model.get_dummy_inputs = lambda: {**placed(data.probe(), model), "use_cache": False}
 
 
 def _insert(model: nn.Module, config: dict[str, Any]) -> tuple[str, ...]:
@@ -200,7 +209,7 @@ def _check_saw_data(model: nn.Module) -> None:
             if amax is None or not bool((torch.isfinite(amax) & (amax >= 0)).all()) or not bool((amax > 0).any()):
                 bad.append(name)
     if bad:
-        cure = "Calibrate with text that reaches these layers, or switch them off with an override."
+        cure = "Calibrate with data that reach these layers, or switch them off with an override."
         raise Broken(
             f"{len(bad)} quantizers saw no usable data, e.g. {', '.join(bad[:3])}.", place="calibrate", cure=cure
         )
@@ -246,9 +255,14 @@ def _write(spec: CalibrateJob, live: _Live, folder: Path, reporter: Reporter) ->
     """Probe, weights, configuration and tokenizer."""
     reporter.note("calibrate", "Exporting.")
     vocabulary = int(live.model.get_input_embeddings().weight.shape[0])
-    kept = probe.record(live.model, live.layers, probe.probe_ids(live.data.ids if live.data else None, vocabulary))
-    write = _write_folded if spec.recipe.export == "folded" else _write_unified
-    write(spec, live, folder)
+    data = live.data
+    if data is None and hasattr(live.model.config, "vision_config"):
+        data = noise(Path(spec.weights.path))
+    kept = probe.record(live.model, live.layers, probe.inputs(data, vocabulary))
+    if spec.recipe.export == "folded":
+        folded.write(spec, live.model, live.layers, folder)
+    else:
+        _write_unified(spec, live, folder)
     for name in COPIED:
         if (Path(spec.weights.path) / name).is_file():
             shutil.copyfile(Path(spec.weights.path) / name, folder / name)
@@ -284,17 +298,3 @@ def _stored(name: str, tensor: torch.Tensor, stored: torch.dtype) -> torch.Tenso
     """Scales keep their float32: a scale of bfloat16 would shift a whole group by up to 0.4 %."""
     scale = name.endswith(("_scale", "_scale_2")) and not name.endswith("pre_quant_scale")
     return tensor if scale or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16) else tensor.to(stored)
-
-
-def _write_folded(spec: CalibrateJob, live: _Live, folder: Path) -> None:
-    """The rounded weights in a plain checkpoint of the source's type: a simulation for formats without an export."""
-    folded = live.model.state_dict()
-    for name in live.layers:
-        layer: Any = live.model.get_submodule(name)
-        weight = layer.weight_quantizer(layer.weight)
-        scale = getattr(layer.input_quantizer, "_pre_quant_scale", None)
-        folded[f"{name}.weight"] = weight if scale is None else weight * scale
-    plain: Any = source.load(spec)
-    stored = source.stored_type(spec.weights.path)
-    plain.load_state_dict({name: folded[name] for name in plain.state_dict()})
-    plain.to(stored).save_pretrained(folder)

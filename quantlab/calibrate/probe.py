@@ -22,6 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlab.calibrate.feed import placed
+from quantlab.calibrate.pictures import Pictures
+from quantlab.calibrate.samples import Samples
 from quantlab.errors import Broken
 
 FILE = "quantlab/probe.safetensors"
@@ -31,37 +34,48 @@ ROWS = ((0, 0), (0, 31), (1, 13), (1, 63))
 """(sequence, position) of the kept rows. The first position carries the largest activations of all."""
 STRIDE = 4
 """Every fourth position's logits are kept."""
+UNSEEN = "Calibrate a model with images on pictures; text alone does not reach its cross-attention layers."
 
 
-def probe_ids(ids: Tensor | None, vocabulary: int) -> Tensor:
-    """int64 [2, 64]: the beginnings of two samples, or random ids where nothing was calibrated."""
-    if ids is not None and ids.shape[1] >= SHAPE[1]:
-        return ids[[0, -1], : SHAPE[1]].clone()
-    return torch.randint(vocabulary, SHAPE, generator=torch.Generator().manual_seed(0))
+def inputs(data: Samples | Pictures | None, vocabulary: int) -> dict[str, Tensor]:
+    """What the model is given: two pictures with their questions; or int64 [2, 64], the beginnings of two samples,
+    random ids where nothing was calibrated."""
+    if isinstance(data, Pictures):
+        return data.probe()
+    if data is not None and data.ids.shape[1] >= SHAPE[1]:
+        return {"input_ids": data.ids[[0, -1], : SHAPE[1]].clone()}
+    return {"input_ids": torch.randint(vocabulary, SHAPE, generator=torch.Generator().manual_seed(0))}
 
 
-def record(model: nn.Module, layers: Sequence[str], ids: Tensor) -> dict[str, Tensor]:
+def record(model: nn.Module, layers: Sequence[str], given: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs and outputs of each layer, and logits.
 
     Returns:
-        "ids", "logits" float32 [positions, vocabulary], and for each layer "x.<name>" [4, inputs] in the model's type
-        and "y.<name>" float32 [4, outputs].
+        "in.<name>" for each of `given`, "logits" float32 [positions, vocabulary], and for each layer "x.<name>" [4,
+        inputs] in the model's type and "y.<name>" float32 [4, outputs].
     """
-    inputs: dict[str, Tensor] = {}
-    with torch.inference_mode(), _watched(model, layers, inputs):
-        kept = {"ids": ids, "logits": logits(model, ids)}
+    seen: dict[str, Tensor] = {}
+    with torch.inference_mode(), _watched(model, layers, seen):
+        kept = {f"in.{name}": tensor for name, tensor in given.items()} | {"logits": logits(model, given)}
+    if blind := [name for name in layers if name not in seen]:
+        raise Broken(f"{len(blind)} quantized layers never ran, e.g. {blind[0]}.", place="calibrate", cure=UNSEEN)
     for name in layers:
-        x = inputs[name]
+        x = seen[name]
         kept[f"x.{name}"] = x.cpu()
         kept[f"y.{name}"] = output(model, name, x)
     return kept
 
 
-def logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """float32 [positions, vocabulary] on the CPU."""
-    device = next(model.parameters()).device
+def given(kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the model was given, out of a probe."""
+    return {name.removeprefix("in."): tensor for name, tensor in kept.items() if name.startswith("in.")}
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """float32 [positions, vocabulary] on the CPU: every fourth position, all of a short question."""
+    stride = STRIDE if batch["input_ids"].shape[1] >= SHAPE[1] else 1
     with torch.inference_mode():
-        found: Tensor = model(input_ids=ids.to(device), use_cache=False).logits[:, ::STRIDE]
+        found: Tensor = model(**placed(batch, model), use_cache=False).logits[:, ::stride]
         return found.float().flatten(0, 1).cpu()
 
 
@@ -80,11 +94,12 @@ def output(model: nn.Module, name: str, x: Tensor) -> Tensor:
 
 @contextmanager
 def _watched(model: nn.Module, layers: Sequence[str], inputs: dict[str, Tensor]) -> Iterator[None]:
-    sequences, positions = zip(*ROWS, strict=True)
-
     def keep(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs[name] = args[0][list(sequences), list(positions)].detach().clone()
+            x = args[0] if args[0].dim() == 3 else args[0].flatten(0, -3)
+            sequences = [min(sequence, x.shape[0] - 1) for sequence, _ in ROWS]
+            positions = [min(position, x.shape[1] - 1) for _, position in ROWS]
+            inputs[name] = x[sequences, positions].detach().clone()
 
         return hook
 

@@ -59,6 +59,22 @@ class Samples:
     documents: int
     """Documents that were used."""
 
+    @property
+    def count(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def tokens(self) -> int:
+        return int(self.ids.numel())
+
+    @property
+    def largest_id(self) -> int:
+        return int(self.ids.max())
+
+    def batches(self, size: int) -> list[dict[str, Tensor]]:
+        """At most `size` samples each, as the model takes them."""
+        return [{"input_ids": ids} for ids in self.ids.split(size)]
+
 
 def samples(
     data: CalibrationSet,
@@ -160,11 +176,11 @@ def _documents(data: CalibrationSet, folder: Path, length: int) -> list[Document
         raise BadInput(
             f"{path.suffix or 'no ending'}: not a format read here.", place=str(path), cure="Use .txt, .md or .jsonl."
         )
-    raw = _bytes(path)
     if path.suffix == ".jsonl":
-        found = list(_from_jsonl(raw, path, data.column))
+        found = list(_from_jsonl(path, data.column))
     else:
-        found = [Document(piece, str(path)) for piece in pieces(_decoded(raw, str(path)), length * CHARACTERS_A_TOKEN)]
+        text = _decoded(_bytes(path), str(path))
+        found = [Document(piece, str(path)) for piece in pieces(text, length * CHARACTERS_A_TOKEN)]
     if not found:
         raise BadInput("holds no text.", place=str(path), cure="Give a file with text in it.")
     return found
@@ -198,17 +214,22 @@ def pieces(text: str, size: int) -> Iterator[str]:
         start = end
 
 
-def _from_jsonl(raw: bytes, path: Path, column: str) -> Iterator[Document]:
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+def _from_jsonl(path: Path, column: str) -> Iterator[Document]:
+    for row, place in rows_of(path):
+        if (document := _from_row(row, column, place)) is not None:
+            yield document
+
+
+def rows_of(path: Path) -> Iterator[tuple[Any, str]]:
+    """The objects of a JSONL file, each with its place. Raises BadInput for a file or line that cannot be read."""
+    for number, line in enumerate(_bytes(path).split(b"\n"), start=1):
         place = f"{path}, line {number}"
         if not line.strip():
             continue
         try:
-            row = json.loads(_decoded(line, place))
+            yield json.loads(_decoded(line, place)), place
         except ValueError as error:
             raise BadInput(f"not JSON ({error}).", place=place, cure="Each line is one JSON object.") from None
-        if (document := _from_row(row, column, place)) is not None:
-            yield document
 
 
 def _from_row(row: Any, column: str, place: str) -> Document | None:

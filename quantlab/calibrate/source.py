@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from quantlab import weights as folders
+from quantlab.calibrate.pictures import Pictures, pictures
 from quantlab.calibrate.samples import Samples, samples
 from quantlab.errors import BadInput, Broken, Refused
-from quantlab.records import CalibrateJob
+from quantlab.formats.modelopt import auto_class
+from quantlab.records import CalibrateJob, Calibration, CalibrationSet
 
 
 def check_finite(path: str) -> None:
@@ -35,12 +37,10 @@ def check_finite(path: str) -> None:
 
 
 def load(spec: CalibrateJob) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
     cuda = spec.device.startswith("cuda") or (spec.device == "auto" and torch.cuda.is_available())
     where = ("auto" if spec.device == "auto" else spec.device) if cuda else "cpu"
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        model: nn.Module = auto_class(spec.weights.path).from_pretrained(
             spec.weights.path,
             dtype="auto" if cuda else torch.float32,
             device_map=where,
@@ -56,25 +56,48 @@ def load(spec: CalibrateJob) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def calibration(spec: CalibrateJob, model: nn.Module) -> Samples | None:
-    from transformers import AutoTokenizer
+def calibration(spec: CalibrateJob, model: nn.Module) -> Samples | Pictures | None:
+    """What is fed, of the kind that the model takes.
 
+    Raises:
+        BadInput: no set, or one that cannot be used; a set without pictures for a model with images.
+        Broken: the tokenizer does not belong to the model.
+    """
     asked = spec.recipe.calibration
     if asked is None:
         return None
     if spec.set is None:
         raise BadInput("it names no calibration set.", place=f"recipe {spec.recipe_name}", cure="Add calibration.set.")
     config: Any = model.config
-    if asked.length > (context := getattr(config, "max_position_embeddings", asked.length)):
-        cure = f"Set calibration.length to at most {context}."
-        raise BadInput(f"{asked.length} tokens do not fit its context of {context}.", place=spec.model.word, cure=cure)
-    tokenizer = AutoTokenizer.from_pretrained(spec.weights.path, local_files_only=True, trust_remote_code=False)
-    found = samples(spec.set, asked, spec.set_folder, tokenizer, chat=spec.model.chat)
-    if int(found.ids.max()) >= config.get_text_config().vocab_size:
+    found = (
+        _pictures(spec, spec.set, asked) if hasattr(config, "vision_config") else _text(spec, spec.set, asked, config)
+    )
+    # Llama 3.2 Vision embeds eight more tokens than it can say; the image token is one of them.
+    if found.largest_id >= int(model.get_input_embeddings().weight.shape[0]):
         raise Broken(
             "the tokenizer knows tokens that the model has no row for.", place=spec.weights.path, cure="Fetch it again."
         )
     return found
+
+
+def _pictures(spec: CalibrateJob, data: CalibrationSet, asked: Calibration) -> Pictures:
+    if data.image is None:
+        cure = "Take a calibration set with `image`, e.g. easyvqa, or one of your own pictures and questions."
+        problem = (
+            "the model takes images and the calibration set has none; its cross-attention layers would see nothing."
+        )
+        raise BadInput(problem, place=f"recipe {spec.recipe_name}", cure=cure)
+    return pictures(data, asked, spec.set_folder, Path(spec.weights.path), chat=spec.model.chat)
+
+
+def _text(spec: CalibrateJob, data: CalibrationSet, asked: Calibration, config: Any) -> Samples:
+    from transformers import AutoTokenizer
+
+    if asked.length > (context := getattr(config, "max_position_embeddings", asked.length)):
+        cure = f"Set calibration.length to at most {context}."
+        raise BadInput(f"{asked.length} tokens do not fit its context of {context}.", place=spec.model.word, cure=cure)
+    tokenizer = AutoTokenizer.from_pretrained(spec.weights.path, local_files_only=True, trust_remote_code=False)
+    return samples(data, asked, spec.set_folder, tokenizer, chat=spec.model.chat)
 
 
 def stored_type(path: str) -> torch.dtype:

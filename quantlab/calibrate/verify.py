@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from quantlab.calibrate import compare, damage
 from quantlab.calibrate.exported import Exported
 from quantlab.errors import QuantlabError
+from quantlab.formats import names
 from quantlab.formats.modelopt import read_quantization
 from quantlab.records import Check, LayerDamage, Verification, VerifyJob
 
@@ -73,6 +75,8 @@ def _steps(export: Exported) -> list[tuple[str, Callable[[], Finding]]]:
         ("coverage", lambda: coverage(export)),
         ("size", lambda: size(export)),
     ]
+    if export.sees:
+        always.append(("sight", lambda: sight(export)))
     if not export.quantized and not export.simulated:
         return always
     probed: list[tuple[str, Callable[[], Finding]]] = [
@@ -133,6 +137,23 @@ def coverage(export: Exported) -> Finding:
     return True, f"{len(found)} layers quantized, all that were meant; in 16 bit: {', '.join(rest[:4]) or 'none'}."
 
 
+def sight(export: Exported) -> Finding:
+    """Vision tower and projector are the source's, bit for bit, unless an override of the recipe switched a layer
+    on."""
+    asked = [one.quantizer for one in export.spec.recipe.overrides if one.enable is not False]
+    wanted = {n for n in export.layers if any(fnmatchcase(f"{n}.weight_quantizer", wildcard) for wildcard in asked)}
+    parts = {name for name in export.source if names.SIGHT.search(name)}
+    quantized = {name for name in export.layers if names.SIGHT.search(name)}
+    problems = _named("quantized though no override asks for it", quantized - wanted)
+    kept = [name for name in parts if name.rpartition(".")[0] not in quantized]
+    changed = {name for name in kept if name in export.made and not export.same(name)}
+    problems += _named("not the source's", changed)
+    if problems:
+        return False, "; ".join(problems) + "."
+    more = f", {len(quantized)} layers quantized as the recipe says" if quantized else ""
+    return True, f"{len(kept)} tensors of vision tower and projector as in the source{more}."
+
+
 def _named(what: str, names: set[str]) -> list[str]:
     return [f"{len(names)} {what}, e.g. {', '.join(sorted(names)[:3])}"] if names else []
 
@@ -157,12 +178,19 @@ def input_scale(export: Exported) -> Finding:
 
 
 def pre_quant_scale(export: Exported) -> Finding:
-    """AWQ and SmoothQuant have it, and then for all layers of a kind: AWQ folds that of q, k, v, gate and up into a
-    norm."""
+    """AWQ and SmoothQuant have it, and then for all layers of a kind: AWQ folds that of q, k, v, gate and up into
+    a norm.
+
+    Gate and up are one matrix product in every fast runtime, which has room for one input scale and not for two. In the
+    cross-attention layers of Llama 3.2 Vision they keep two where the export's own forward pass had no image.
+    """
     have = {name for name in export.layers if f"{name}.pre_quant_scale" in export.made}
-    kinds = {name.rpartition(".")[2] for name in have}
-    lost = {name for name in export.layers if name.rpartition(".")[2] in kinds} - have
+    kinds = {names.kind(name) for name in have}
+    lost = {name for name in export.layers if names.kind(name) in kinds} - have
     problems = _named("without pre_quant_scale although others of their kind have it", lost)
+    if export.format == "int4_awq":
+        split = {name for name in have if name.endswith(("gate_proj", "up_proj"))}
+        problems += _named("with a pre_quant_scale of its own where gate and up need a common one", split)
     if not export.rules.moves_scales:
         problems += _named("with a pre_quant_scale that nothing asked for", have)
     text = f"present for {len(have)} layers ({', '.join(sorted(kinds))})." if have else "none."

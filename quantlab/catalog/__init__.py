@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from quantlab.catalog.digests import package_file, set_digest, suite_digest
+from quantlab.catalog.digests import package_file, set_digest, sights_digest, suite_digest
 from quantlab.catalog.files import (
     KINDS,
     SUFFIXES,
@@ -68,6 +68,7 @@ __all__ = [
     "resolve",
     "set_digest",
     "show",
+    "sights_digest",
     "suite",
     "suite_digest",
     "target",

@@ -10,6 +10,7 @@ Tasks that are lm-eval's own enter by name only; the version of lm-eval belongs 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +44,24 @@ def suite_digest(found: Found, part: Part = "all") -> str:
         pieces.append([suite.tasks, [_task_pieces(found, task, known) for task in suite.tasks]])
     if part != "accuracy" and suite.fidelity:
         pieces.append([suite.fidelity, file_digest(resolve(found, suite.fidelity.text))])
+    if part != "fidelity" and suite.controls:
+        known = _definitions(folder("tasks"))
+        pieces.append([suite.controls, [_task_pieces(found, task, known) for task in suite.controls]])
     if part == "all":
-        pieces.append([suite.canary, suite.synthetic])
+        pieces.append([suite.canary, suite.synthetic, sights_digest(found)])
     return digest(*pieces)
+
+
+def sights_digest(found: Found) -> str:
+    """SHA-256 over the pictures of the canary, "" where there are none.
+
+    Raises:
+        BadInput: a picture is missing.
+    """
+    suite = found.record
+    if not isinstance(suite, Suite) or not suite.sights:
+        return ""
+    return digest(suite.sights, [file_digest(resolve(found, one.image)) for one in suite.sights])
 
 
 def set_digest(found: Found) -> str:
@@ -57,14 +73,18 @@ def set_digest(found: Found) -> str:
     record = found.record
     if not isinstance(record, CalibrationSet):
         raise BadInput(f"is a {found.kind}, not a set.", place=strict.show(found.path))
-    content = file_digest(resolve(found, record.file)) if record.file else None
+    file = resolve(found, record.file) if record.file else None
+    content = file_digest(file) if file else None
     place = [record.source, record.dataset, record.config, record.split, record.revision, record.column]
-    return digest(place, content)
+    if record.image is None or file is None:
+        return digest(place, content)
+    return digest(place, content, record.image, [file_digest(one) for one in pictures(file, record.image)])
 
 
 def _task_pieces(found: Found, task: SuiteTask, known: dict[str, Path]) -> list[list[str]]:
     data = [resolve(found, name) for _, name in sorted((task.data or {}).items())]
     files = [*data, *sorted(_files_of(task.task, known, set()))]
+    files += [picture for file in files if file.suffix == ".jsonl" for picture in pictures(file)]
     return [[path.name, file_digest(path)] for path in files]
 
 
@@ -87,6 +107,23 @@ def _reads(path: Path, known: dict[str, Path], seen: set[Path]) -> Iterator[Path
             yield from _reads(beside.resolve(), known, seen)
         else:
             yield from _files_of(word, known, seen)
+
+
+def pictures(file: Path, field: str = "image") -> list[Path]:
+    """The picture files that the lines of a JSONL name in `field`, relative to it, each once and sorted. What cannot be
+    read is left to whoever reads the items, who says line and field."""
+    raw = file.read_bytes()
+    if f'"{field}"'.encode() not in raw:
+        return []
+    named: set[str] = set()
+    for line in raw.split(b"\n"):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get(field), str):
+            named.add(row[field])
+    return [path for path in (file.parent / name for name in sorted(named)) if path.is_file()]
 
 
 def _definitions(tasks: Path) -> dict[str, Path]:

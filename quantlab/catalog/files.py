@@ -210,5 +210,6 @@ def _named(record: Record) -> list[str]:
         return [record.file] if record.file else []
     if isinstance(record, Suite):
         data = [name for task in record.tasks for name in (task.data or {}).values()]
+        data += [one.image for one in record.sights]
         return [*data, *([record.fidelity.text] if record.fidelity else [])]
     return []

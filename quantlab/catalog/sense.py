@@ -34,6 +34,7 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
         yield from _least(asked.length, 8, "calibration", "length")
         yield from _least(asked.batch, 1, "calibration", "batch")
         yield from _least(asked.seed, 0, "calibration", "seed")
+        yield from _least(asked.images, 1, "calibration", "images")
 
 
 def calibration_set(record: CalibrationSet) -> Iterator[Complaint]:
@@ -43,14 +44,20 @@ def calibration_set(record: CalibrationSet) -> Iterator[Complaint]:
         yield ("source",), f"source: {record.source} needs the field {wanted!r}.", f"Add {wanted}: ..."
     if getattr(record, other):
         yield (other,), f"does not belong to source: {record.source}.", "Remove it."
+    if record.image is not None and record.source == "hub":
+        yield ("image",), "pictures come from a file.", "Save the pictures and a JSONL file, and write source: file."
 
 
 def suite(record: Suite) -> Iterator[Complaint]:
     """Something to measure, and windows in which something is scored."""
     if not record.tasks and not record.fidelity:
         yield ("tasks",), "the suite measures nothing.", "Add a task or fidelity."
-    if not record.canary or not all(prompt.strip() for prompt in record.canary):
+    asks = bool(record.canary or record.sights)
+    if not asks or not all(prompt.strip() for prompt in record.canary):
         yield ("canary",), "the canary needs prompts.", "Leave the field out to take the usual ones."
+    for field in ("controls", "sights"):
+        if getattr(record, field) and record.modality != "vision":
+            yield (field,), "belongs to a suite that asks about pictures.", "Write modality: vision."
     seen: set[str] = set()
     for index, task in enumerate(record.tasks):
         if task.task in seen:

@@ -45,17 +45,27 @@ class Ability(enum.Flag):
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A picture of a request. The session decodes the file and prepares it with the checkpoint's own processor."""
+
+    path: str
+    digest: str
+    """SHA-256 of its pixels (quantlab.images): what is equal is encoded once."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """Continue `prompt` greedily.
 
     `ignore_eos` makes exactly `max_tokens` come out, for throughput. `stop` ends at the first of these strings;
-    the text before it is the completion.
+    the text before it is the completion. `prompt` holds one image token for each of `images`.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,8 @@ class ScoreRequest:
     continuation: tuple[int, ...]
     full: bool = False
     """Also return the whole distribution at each position."""
+    images: tuple[Image, ...] = ()
+    """Pictures, one for each image token of the context. Only sessions with Ability.IMAGES take them."""
 
 
 @dataclass(frozen=True, slots=True)

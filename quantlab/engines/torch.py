@@ -18,6 +18,8 @@ from typing import Literal
 from quantlab.engines import Ability, Session
 from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
 
+SEEING = ("MllamaForConditionalGeneration",)
+"""Architectures with images: Llama 3.2 Vision."""
 FP8_CAPABILITY = (8, 9)
 """First compute capability with FP8 tensor cores."""
 
@@ -26,7 +28,7 @@ class TorchEngine:
     """PyTorch and transformers."""
 
     name = "torch"
-    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.FULL_LOGITS | Ability.TIMINGS
+    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.FULL_LOGITS | Ability.IMAGES | Ability.TIMINGS
 
     def version(self) -> str:
         return f"torch {metadata.version('torch')}, transformers {metadata.version('transformers')}"
@@ -34,8 +36,9 @@ class TorchEngine:
     def supports(self, checkpoint: Checkpoint, host: Host) -> str | None:
         if checkpoint.format not in FORMATS:
             return f"engine torch does not compute {checkpoint.format}; it knows {', '.join(FORMATS)}."
-        if not checkpoint.architecture.endswith("ForCausalLM"):
-            return f"engine torch reads text models (...ForCausalLM), and this is {checkpoint.architecture}."
+        if not checkpoint.architecture.endswith("ForCausalLM") and checkpoint.architecture not in SEEING:
+            known = f"text models (...ForCausalLM) and {', '.join(SEEING)}"
+            return f"engine torch reads {known}, and this is {checkpoint.architecture}."
         return None
 
     def numerics(self, checkpoint: Checkpoint, host: Host) -> Literal["native", "emulated", "simulated"]:

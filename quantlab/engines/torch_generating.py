@@ -72,9 +72,14 @@ class Generator:
         first = (self._run_fixed if fixed else self._run_until_stopped)(rows, began)
         return [Completion(tuple(r.tokens), r.finish, first, r.seconds) for r in rows]
 
+    def _batch(self, requests: Sequence[GenerateRequest], *, share: bool = False) -> Batch:
+        """`share`: what all prompts begin with is computed once."""
+        prompts = [request.prompt for request in requests]
+        return Batch(prompts, self.device, self._begin(prompts) if share else None)
+
     def _run_fixed(self, rows: list[_Row], began: float) -> float:
         """Nothing can end a row, so nothing is read back on the way: the device never waits for Python."""
-        growing, first = _Batch([row.request.prompt for row in rows], self.device), 0.0
+        growing, first = self._batch([row.request for row in rows]), 0.0
         kept: list[torch.Tensor] = []
         for _ in range(max(row.request.max_tokens for row in rows)):
             kept.append(self._next(growing))
@@ -86,8 +91,7 @@ class Generator:
         return first
 
     def _run_until_stopped(self, rows: list[_Row], began: float) -> float:
-        prompts = [row.request.prompt for row in rows]
-        growing, first = _Batch(prompts, self.device, self._begin(prompts)), 0.0
+        growing, first = self._batch([row.request for row in rows], share=True), 0.0
         running = rows
         while running:
             tokens = self._next(growing).tolist()
@@ -122,7 +126,7 @@ class Generator:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _next(self, growing: _Batch) -> torch.Tensor:
+    def _next(self, growing: Batch) -> torch.Tensor:
         """The next token of every row, int64 [rows]; also fed back."""
         hidden = self.body(**growing.inputs(), past_key_values=growing.cache, use_cache=True).last_hidden_state
         tokens: torch.Tensor = self.head(hidden[:, -1]).argmax(-1)
@@ -154,7 +158,7 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
     return next((place for place in range(longest) if first[place] != last[place]), longest)
 
 
-class _Batch:
+class Batch:
     """Prompts, their cache and what is fed next.
 
     Args:

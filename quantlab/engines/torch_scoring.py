@@ -37,22 +37,25 @@ class TrunkCache(DynamicCache):  # type: ignore[misc]
     def __init__(self, parent: TrunkCache | None = None, *, keep: bool = False) -> None:
         super().__init__()
         # A cache of transformers without layers is false in a condition, so None is asked for by name.
-        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = [] if parent is None else list(parent.kept)
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {} if parent is None else dict(parent.kept)
+        """By layer: a model with cross-attention leaves these out where there is no image."""
         self.keep = keep
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, heads, new, width] -> the same with the trunk's before it."""
-        if layer_idx < len(self.kept):
+        if layer_idx in self.kept:
             key, value = (kept.expand(len(key_states), -1, -1, -1) for kept in self.kept[layer_idx])
             key_states, value_states = torch.cat((key, key_states), -2), torch.cat((value, value_states), -2)
         if self.keep:
-            self.kept[layer_idx : layer_idx + 1] = [(key_states, value_states)]
+            self.kept[layer_idx] = (key_states, value_states)
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return int(self.kept[0][0].shape[-2]) if self.kept else 0
+        if layer_idx not in self.kept:
+            return 0
+        return int(self.kept[layer_idx][0].shape[-2])
 
 
 @dataclass(slots=True)
@@ -101,8 +104,16 @@ class Scorer:
             by_path[place].append(answer)
         if asked:
             with torch.inference_mode():
-                self._run(plan(paths, self.token_budget), None, paths, by_path)
+                self._run(self._plan(paths), None, paths, by_path)
         return [Score(a.logprobs, bool(a.top.all()), a.distribution) for a in answers]
+
+    def _plan(self, paths: Paths) -> Trunk:
+        """What is computed in which row."""
+        return plan(paths, self.token_budget)
+
+    def _beside(self, bins: list[list[Tree]], width: int) -> dict[str, torch.Tensor]:
+        """What the model is given beside the tokens; see torch_images.py."""
+        return {}
 
     def _answer(self, request: ScoreRequest) -> _Answer:
         n = len(request.continuation)
@@ -158,6 +169,7 @@ class Scorer:
             position_ids=None if plain else torch.from_numpy(positions).to(self.device),
             past_key_values=cache,
             use_cache=False,
+            **self._beside(bins, width),
         ).last_hidden_state
         return hidden
 

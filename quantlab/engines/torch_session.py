@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
+from quantlab.engines import Completion, GenerateRequest, Image, Score, ScoreRequest, require_fits
 from quantlab.engines.torch import FP8_CAPABILITY
 from quantlab.engines.torch_generating import Generator
 from quantlab.engines.torch_scoring import Scorer
@@ -43,21 +43,24 @@ class TorchSession:
             self.model: nn.Module = open_model(self.folder, dtype, place, native_fp8=units)
         self.max_length = _longest(self.model.config, config.max_length)
         self._vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        self._spoken = int(self.model.get_output_embeddings().weight.shape[0])
         self._check_shortcut(place)
-        self.scorer = Scorer(self.model, place, config.token_budget)
-        self._generator = Generator(self.model, place, _ends(self.model), _Decoder(self.folder))
+        ends, decoder = _ends(self.model), _Decoder(self.folder)
+        self.scorer, self._generator = _workers(self.model, self.folder, place, config.token_budget, ends, decoder)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         for request in requests:
             if request.max_tokens < 1:
                 raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
             self._check(request.prompt, len(request.prompt) + request.max_tokens)
+            self._check_images(request.images)
         with _memory(self.device):
             return self._generator.generate(requests) if requests else []
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         for request in requests:
             self._check(request.context, len(request.context) + len(request.continuation), request.continuation)
+            self._check_images(request.images, request.continuation)
         with _memory(self.device):
             scores: list[Score] = self.scorer.logprobs(requests)
             return scores
@@ -72,6 +75,15 @@ class TorchSession:
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
         require_fits(prompt, length, more, longest=self.max_length, vocabulary=self._vocabulary)
 
+    def _check_images(self, images: tuple[Image, ...], answer: tuple[int, ...] = ()) -> None:
+        """A text model would answer without looking; and a model with images embeds eight tokens it cannot say."""
+        if images and not hasattr(self.model.config, "vision_config"):
+            cure = "Take a model with images, e.g. 11b or mllama-easyvqa."
+            raise BadInput(f"{type(self.model).__name__} takes no images.", place=str(self.folder.name), cure=cure)
+        if max(answer, default=0) >= self._spoken:
+            cure = "Look for an image token in the choices."
+            raise BadInput(f"token {max(answer)} is asked for, and the output head ends at {self._spoken}.", cure=cure)
+
     def _check_shortcut(self, place: torch.device) -> None:
         """Scoring runs the body and the head apart. A model that does more than that to its logits (soft caps, scales)
         would be scored wrong without a sign, so the two ways are compared once."""
@@ -83,6 +95,18 @@ class TorchSession:
         if not torch.allclose(apart, whole, 1e-2, 1e-2, equal_nan=True):
             name = type(model).__name__
             raise Refused(f"{name} changes its logits after the output head.", cure="Use another engine.")
+
+
+def _workers(
+    model: nn.Module, folder: Path, place: torch.device, budget: int, ends: frozenset[int], decoder: _Decoder
+) -> tuple[Scorer, Generator]:
+    """What scores and what generates; of a model with images the variants that look at them."""
+    if not hasattr(model.config, "vision_config"):
+        return Scorer(model, place, budget), Generator(model, place, ends, decoder)
+    from quantlab.engines.torch_images import SeeingGenerator, SeeingScorer, Sight
+
+    sight = Sight(model, folder, place)
+    return SeeingScorer(model, place, budget, sight), SeeingGenerator(model, place, ends, decoder, sight)
 
 
 class _Decoder:
@@ -167,6 +191,7 @@ def _name(place: torch.device, dtype: torch.dtype) -> str:
 
 def _longest(config: Any, asked: int | None) -> int:
     """The model's own context, or its sliding window: beyond it, the explicit masks of packing would be wrong."""
+    config = config.get_text_config()
     own = int(config.max_position_embeddings)
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)

@@ -2,6 +2,8 @@
 
     packing    int4 codes in bytes, as ModelOpt lays them out
     layers     linear layers that compute with FP8 codes or int4 weights, and an FP8 key/value cache
+    names      what a tensor is called on disk and in the model
+    seeing     the processor that makes numbers of a picture
     eight_bit  more layers, with 8-bit activations
     fp4        NVFP4 in blocks of 16
     declared   what a checkpoint says of itself

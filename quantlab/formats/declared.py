@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.errors import Broken, Refused
+from quantlab.formats import names
 from quantlab.records import FORMATS
 
 ALGORITHMS = tuple(dict.fromkeys(word for each in FORMATS.values() for word in each.algorithms if word))
@@ -77,7 +78,8 @@ def read_quantization(folder: str | Path) -> Quantization:
             cure=f"Known: {', '.join(ALGORITHMS)}, with a 16-bit or FP8 cache.",
         )
     excluded = own.get("exclude_modules") or theirs.get("ignore") or ()
-    return Quantization(algorithm, own.get("group_size"), kv_cache, tuple(excluded))
+    spelled = tuple(names.inside(name, names.of(folder)) for name in excluded)
+    return Quantization(algorithm, own.get("group_size"), kv_cache, spelled)
 
 
 def _kv_cache(own: dict[str, Any], theirs: dict[str, Any]) -> str | None:

@@ -19,11 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from quantlab.errors import Broken
+from quantlab.formats import names
 from quantlab.formats.declared import Quantization, read_quantization
 from quantlab.formats.packing import pack_codes, pack_int4, unpack_codes, unpack_int4
 from quantlab.formats.readers import Reader, kinds_with
@@ -70,10 +72,9 @@ def open_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
 def _plain(folder: Path, dtype: torch.dtype) -> nn.Module:
     """16-bit weights need no help: transformers' own loader, but what it only warns about is an error here."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(folder).from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation="sdpa",
@@ -90,10 +91,18 @@ def _plain(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def auto_class(folder: str | Path) -> Any:
+    """The class of transformers that opens a folder: for a model with images the one that keeps its vision tower, which
+    AutoModelForCausalLM drops without a word."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if names.sees(folder) else AutoModelForCausalLM
+
+
 def _empty(folder: Path, dtype: torch.dtype, quantization: Quantization) -> nn.Module:
     """The model without weights: parameters on `meta` (no memory), buffers real (rotary frequencies are computed)."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from quantlab.formats.layers import KV_ATTENTION
 
@@ -102,7 +111,7 @@ def _empty(folder: Path, dtype: torch.dtype, quantization: Quantization) -> nn.M
         del config.quantization_config
     attention = "sdpa" if quantization.kv_cache is None else KV_ATTENTION
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = auto_class(folder).from_config(config, dtype=dtype, attn_implementation=attention)
     assert isinstance(model, nn.Module)
     return model
 
@@ -112,9 +121,9 @@ def _quantized_layers(model: nn.Module, reader: Reader) -> Iterator[tuple[str, n
     if reader.quantization.algorithm is None:
         return
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    names = [n for n in linear if f"{n}.weight" in reader.tensors and not reader.quantization.excludes(n)]
-    reader = replace(reader, rescaled=kinds_with(names, reader.tensors, "pre_quant_scale"))
-    for name in names:
+    held = [n for n in linear if f"{n}.weight" in reader.tensors and not reader.quantization.excludes(n)]
+    reader = replace(reader, rescaled=kinds_with(held, reader.tensors, "pre_quant_scale"))
+    for name in held:
         outputs, inputs = linear[name].weight.shape
         yield name, reader.layer(name, (outputs, inputs))
 

@@ -15,6 +15,7 @@ import torch
 
 from quantlab.errors import Broken
 from quantlab.formats.declared import Quantization, read_quantization
+from quantlab.formats.names import kind
 from quantlab.formats.packing import unpack_int4
 from quantlab.formats.tensors import Tensors
 
@@ -61,7 +62,7 @@ def reader_of(folder: Path, names: Sequence[str]) -> Reader:
 
 def kinds_with(names: Sequence[str], tensors: Tensors, part: str) -> frozenset[str]:
     """Kinds of the layers `names` of which at least one has the tensor `part`."""
-    return frozenset(name.rpartition(".")[2] for name in names if f"{name}.{part}" in tensors)
+    return frozenset(kind(name) for name in names if f"{name}.{part}" in tensors)
 
 
 def _fp8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
@@ -135,7 +136,7 @@ def _two_scales(reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _rescale(reader: Reader, name: str, inputs: int) -> torch.Tensor | None:
-    if name.rpartition(".")[2] not in reader.rescaled:
+    if kind(name) not in reader.rescaled:
         return None
     return reader.tensors.scale(f"{name}.pre_quant_scale", reader.device, sizes=(inputs,))
 

@@ -10,12 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from quantlab.errors import Broken
+from quantlab.formats.names import inside, of
 
 
 class Tensors:
     """Names -> tensors of model.safetensors, or of the shards named in model.safetensors.index.json.
 
-    Only headers are read here; a tensor is read when it is taken.
+    Only headers are read here; a tensor is read when it is taken. Names are the model's own, also where
+    the file spells them differently (names.py).
 
     Raises:
         Broken: no safetensors, an unreadable or truncated file, a shard without a tensor that the index promises.
@@ -23,14 +25,15 @@ class Tensors:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, Any] = {}
+        architecture = of(folder)
+        self._files: dict[str, tuple[Any, str]] = {}
         for path in _files(folder):
             try:
                 file = safe_open(path, framework="pt", device="cpu")
             except (OSError, SafetensorError) as error:
                 raise Broken(f"cannot be read ({error}).", place=str(path), cure="Fetch it again.") from None
             names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
-            self._files.update(dict.fromkeys(names, file))
+            self._files.update({inside(name, architecture): (file, name) for name in names})
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -54,7 +57,8 @@ class Tensors:
         """
         if name not in self._files:
             raise Broken("is missing from the checkpoint.", place=name, cure="Export it again.")
-        tensor: torch.Tensor = self._files.pop(name).get_tensor(name)
+        file, stored = self._files.pop(name)
+        tensor: torch.Tensor = file.get_tensor(stored)
         if dtype is not None and tensor.dtype is not dtype:
             raise Broken(f"is {tensor.dtype}, not {dtype}.", place=name, cure="Export it again.")
         if shape is not None and tuple(tensor.shape) != shape:

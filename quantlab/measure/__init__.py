@@ -12,6 +12,9 @@ thing scored is the thing timed, whichever SDK is behind it.
     data        where a task's items lie
     part        a slice of a suite in its random order
     adapter     lm-eval's requests -> the session's, block by block
+    seeing      the adapter for tasks about pictures
+    controls    the same tasks with the wrong picture, or none
+    sights      pictures for the canary
     blocks      how requests are cut into blocks
     journal     blocks that were answered, so that a kill costs one block
     items       lm-eval's samples -> one row an item
@@ -59,6 +62,11 @@ class Bench:
         folder = Path(self.spec.folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoint, where the processor lies: an engine built elsewhere may keep none."""
+        return Path(self.spec.artifact.checkpoint.path)
 
     @property
     def suite(self) -> Suite:

@@ -16,12 +16,15 @@ from typing import Any
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured
 from quantlab.measure.adapter import SessionLM
+from quantlab.measure.controls import controlled
 from quantlab.measure.estimates import estimate
 from quantlab.measure.items import Item, require_agreement, rows, write
 from quantlab.measure.journal import Journal
 from quantlab.measure.part import Chosen, draw_of, prompts_as_in_full
+from quantlab.measure.seeing import SeeingLM, Shelf
 from quantlab.measure.tasks import LoadedTask, load
 from quantlab.records import Accuracy, Number, TaskScore, digest
+from quantlab.score.answers import right_nll
 from quantlab.score.paired import mean_with_error
 
 
@@ -46,13 +49,14 @@ def accuracy(bench: Bench) -> Measured:
     scores: list[TaskScore] = []
     items: list[Item] = []
     with Journal(bench.folder / "journal.jsonl", _binding(bench)) as journal:
-        lm = SessionLM(bench.session, bench.tokenizer, journal, spec.config.token_budget)
+        lm = _model(bench, journal)
         for loaded in asked:
             mine = None if chosen is None else chosen[loaded.name]
             lm.report(loaded.name, _teller(bench, loaded, mine, len(items), total))
             score, new = _run(lm, loaded, mine)
             scores.append(score)
             items += new
+        controls = controlled(bench, lm, tasks_folder, _run)
     path = bench.folder / "items.parquet"
     write(items, path)
     record = Accuracy(
@@ -61,10 +65,19 @@ def accuracy(bench: Bench) -> Measured:
         items=path.name,
         seconds=round(time.monotonic() - started, 3),
         requests=lm.requests,
+        controls=controls,
         part=None if spec.part is None else (spec.part[0], spec.part[0] + total),
         sizes=sizes,
     )
     return record, {path.name: str(path.resolve())}
+
+
+def _model(bench: Bench, journal: Journal) -> SessionLM:
+    """The adapter, with eyes for a suite that asks about pictures."""
+    budget = bench.spec.config.token_budget
+    if bench.suite.modality == "text":
+        return SessionLM(bench.session, bench.tokenizer, journal, budget)
+    return SeeingLM(bench.session, bench.tokenizer, journal, budget, Shelf(bench.checkpoint))
 
 
 def _chosen(bench: Bench, tasks: Sequence[LoadedTask]) -> tuple[dict[str, Chosen] | None, tuple[tuple[str, int], ...]]:
@@ -79,10 +92,12 @@ def _chosen(bench: Bench, tasks: Sequence[LoadedTask]) -> tuple[dict[str, Chosen
     return found, draw.sizes
 
 
-def _run(lm: SessionLM, loaded: LoadedTask, chosen: Chosen | None) -> tuple[TaskScore, list[Item]]:
+def _run(lm: SessionLM, loaded: LoadedTask, chosen: Chosen | None = None) -> tuple[TaskScore, list[Item]]:
     from lm_eval.evaluator import evaluate
 
     started = time.monotonic()
+    if isinstance(lm, SeeingLM):
+        lm.look(loaded)
     if loaded.ask.chat_template and not lm.tokenizer.chat_template:
         raise BadInput(
             "the model has no chat template.", place=f"task {loaded.name}", cure="Set `chat_template: false`."
@@ -111,6 +126,7 @@ def _score(lm: SessionLM, loaded: LoadedTask, items: Sequence[Item], seconds: fl
         n=len(items),
         score=_number([item.correct for item in items], [item.cluster for item in items]),
         chance=_chance(items),
+        nll=_nll(items),
         broken=sum(not item.answered for item in items),
         prompts_digest=digest([[item.id, item.prompt_digest] for item in items]),
         shots=int(loaded.task.get_config("num_fewshot")),
@@ -129,6 +145,17 @@ def _number(correct: list[float], clusters: list[str]) -> Number:
         return Number(value=sum(correct) / len(correct), unit="share", n=len(correct))
     mean, error = mean_with_error(correct, clusters)
     return estimate(mean, error, len(set(clusters)), "share", len(correct), high=1.0)
+
+
+def _nll(items: Sequence[Item]) -> Number | None:
+    """What the right answers cost: it moves long before an answer flips. None where some have no finite likelihood."""
+    costs = [right_nll(item.loglikelihoods, item.right) for item in items]
+    known = [cost for cost in costs if cost is not None]
+    clusters = [item.cluster for item in items]
+    if len(known) < len(items) or len(set(clusters)) < 2:
+        return None
+    mean, error = mean_with_error(known, clusters)
+    return estimate(mean, error, len(set(clusters)), "nats", len(known), better="lower")
 
 
 def _chance(items: Sequence[Item]) -> float | None:

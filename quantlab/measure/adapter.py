@@ -36,7 +36,7 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 
-from quantlab.engines import GenerateRequest, ScoreRequest, Session
+from quantlab.engines import GenerateRequest, Image, ScoreRequest, Session
 from quantlab.errors import BadInput
 from quantlab.measure.blocks import Sent, generate_blocks, score_blocks, sent
 from quantlab.measure.journal import Journal
@@ -173,13 +173,16 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
             ask = self._generation(context, settings)
             self._note(request.args, ask.prompt, ())
             asks.append(ask)
+        return self._generate(asks)
+
+    def _generate(self, asks: list[GenerateRequest]) -> list[str]:
         self._require_fit([len(ask.prompt) + ask.max_tokens for ask in asks])
         self.requests += len(asks)
         kinds = {f"greedily, at most {ask.max_tokens} tokens, until {list(ask.stop)}" for ask in asks}
         self.decoding = "; ".join(sorted(kinds))
         return self._answer(asks, generate_blocks(asks, self._token_budget), "generate", self._continue)
 
-    def _generation(self, context: str, settings: dict[str, Any]) -> GenerateRequest:
+    def _generation(self, context: str, settings: dict[str, Any], images: tuple[Image, ...] = ()) -> GenerateRequest:
         kwargs = dict(normalize_gen_kwargs(settings, MAX_NEW_TOKENS))
         eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         stop = handle_stop_sequences(kwargs.pop("until", None), eos=eos)
@@ -191,7 +194,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
                 place=self.place,
                 cure="quantlab compares greedy answers only; choose a task without sampling.",
             )
-        return GenerateRequest(tuple(self.tok_encode(context)), longest, tuple(s for s in stop if s))
+        return GenerateRequest(tuple(self.tok_encode(context)), longest, tuple(s for s in stop if s), images=images)
 
     def _continue(self, asks: Sequence[GenerateRequest]) -> list[str]:
         return [self._text(ask, done.tokens) for ask, done in zip(asks, self.session.generate(asks), strict=True)]
@@ -235,9 +238,15 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
             self._progress(len(known), total)
         return [known[ask] for ask in asks]
 
-    def _note(self, text: tuple[Any, ...], context: tuple[int, ...], continuation: tuple[int, ...]) -> None:
+    def _note(
+        self,
+        text: tuple[Any, ...],
+        context: tuple[int, ...],
+        continuation: tuple[int, ...],
+        pixels: tuple[str, ...] = (),
+    ) -> None:
         """Remember what goes out for one lm-eval request, and refuse a doubled BOS."""
-        kept = sent(context, continuation, self.tokenizer.bos_token_id)
+        kept = sent(context, continuation, self.tokenizer.bos_token_id, pixels)
         if kept.bos > 1:
             raise BadInput(
                 f"a prompt begins with {kept.bos} BOS tokens.",

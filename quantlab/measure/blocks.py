@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
 
 from quantlab.engines import GenerateRequest, ScoreRequest
 from quantlab.records import digest
@@ -36,19 +35,25 @@ class Sent:
     """BOS tokens at the start of the context."""
 
 
-def sent(context: tuple[int, ...], continuation: tuple[int, ...], bos: int | None) -> Sent:
-    """Describe one request. `bos`: the tokenizer's BOS id, None where it has none."""
+def sent(
+    context: tuple[int, ...], continuation: tuple[int, ...], bos: int | None, pixels: tuple[str, ...] = ()
+) -> Sent:
+    """Describe one request. `bos`: the tokenizer's BOS id, None where it has none. `pixels`: digests of its pictures as
+    the image processor made them ready."""
     leading = next((place for place, token in enumerate(context) if token != bos), len(context))
-    return Sent(digest(context, continuation), len(context) + len(continuation), leading)
+    named = digest(context, continuation, pixels) if pixels else digest(context, continuation)
+    return Sent(named, len(context) + len(continuation), leading)
 
 
 def score_blocks(asks: Sequence[ScoreRequest], token_budget: int) -> Iterator[list[ScoreRequest]]:
     """Each different request once, equal contexts never apart; the block with the longest context comes first.
 
     Cut in the order of the tokens themselves, so that contexts with the same shots lie side by side: ordered by length,
-    a task whose subjects have different shots would start all of them anew in every block.
+    a task whose subjects have different shots would start all of them anew in every block. What is asked about a
+    picture stays together, so that a session encodes it once.
     """
-    blocks = _cut(sorted(set(asks), key=lambda ask: (ask.context, ask.continuation)), PASSES * token_budget)
+    ordered = sorted(set(asks), key=lambda ask: (_pictures(ask), ask.context, ask.continuation))
+    blocks = _cut(ordered, PASSES * token_budget)
     return iter(sorted(blocks, key=lambda block: -max(len(ask.context) for ask in block)))
 
 
@@ -57,7 +62,7 @@ def _cut(ordered: Sequence[ScoreRequest], most: int) -> Iterator[list[ScoreReque
     block: list[ScoreRequest] = []
     tokens = 0
     before: tuple[int, ...] = ()
-    for context, group in groupby(ordered, key=attrgetter("context")):
+    for (_, context), group in groupby(ordered, key=lambda ask: (_pictures(ask), ask.context)):
         same = list(group)
         fresh = len(context) + sum(len(ask.continuation) for ask in same)
         cost = fresh - _shared(before, context)
@@ -69,6 +74,10 @@ def _cut(ordered: Sequence[ScoreRequest], most: int) -> Iterator[list[ScoreReque
         before = context
     if block:
         yield block
+
+
+def _pictures(ask: ScoreRequest | GenerateRequest) -> tuple[str, ...]:
+    return tuple(image.digest for image in ask.images)
 
 
 def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -86,7 +95,9 @@ def generate_blocks(asks: Sequence[GenerateRequest], token_budget: int) -> Itera
     def kind(ask: GenerateRequest) -> tuple[int, tuple[str, ...]]:
         return ask.max_tokens, ask.stop
 
-    for _, group in groupby(sorted(set(asks), key=lambda ask: (kind(ask), -len(ask.prompt), ask.prompt)), key=kind):
+    for _, group in groupby(
+        sorted(set(asks), key=lambda ask: (kind(ask), -len(ask.prompt), ask.prompt, _pictures(ask))), key=kind
+    ):
         block: list[GenerateRequest] = []
         tokens = 0
         for ask in group:

@@ -26,10 +26,11 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 from quantlab.engines import GenerateRequest, ScoreRequest
 from quantlab.errors import BadInput
-from quantlab.measure import Bench, Measured
+from quantlab.measure import Bench, Measured, sights
 from quantlab.records import Canary, CanaryPrompt
 
 TOKENS = 32
@@ -41,17 +42,22 @@ STUCK = 0.15
 
 
 def canary(bench: Bench) -> Measured:
-    """Continue and score the suite's canary prompts.
+    """Continue and score the suite's canary prompts; of a picture the answer to its question is scored.
 
     Raises:
         BadInput: a prompt of fewer than two tokens: nothing of it can be scored.
     """
     started = time.monotonic()
     bench.reporter.progress("canary", 0, 1, "a few sentences")
-    prompts = bench.suite.canary
-    ids = [_encode(bench, prompt) for prompt in prompts]
-    scores = bench.session.logprobs([ScoreRequest(context=one[:1], continuation=one[1:]) for one in ids])
-    texts = bench.session.generate([GenerateRequest(prompt=one, max_tokens=TOKENS) for one in ids])
+    prompts = (*bench.suite.canary, *(f"[{Path(one.image).name}] {one.question}" for one in bench.suite.sights))
+    ids = [_encode(bench, prompt) for prompt in bench.suite.canary]
+    asked = [ScoreRequest(context=one[:1], continuation=one[1:]) for one in ids]
+    asked += sights.asked(bench)
+    scores = bench.session.logprobs(asked)
+    starts = [*ids, *(one.context for one in asked[len(ids) :])]
+    texts = bench.session.generate(
+        [GenerateRequest(start, TOKENS, images=one.images) for start, one in zip(starts, asked, strict=True)]
+    )
     limit = LOST * math.log(len(bench.tokenizer))
     results = [
         _judge(

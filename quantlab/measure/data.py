@@ -64,6 +64,13 @@ def localize(
     return into
 
 
+def items_folder(ask: SuiteTask, config: dict[str, Any], definition: Path | None, suite_folder: Path) -> Path | None:
+    """Folder of the items' file, against which the paths of their pictures are resolved; None for the hub."""
+    files = _files(ask, config, definition, suite_folder)
+    file = files and files.get(config.get("test_split") or config.get("validation_split") or "")
+    return file.parent.resolve() if file else None
+
+
 def _require(files: dict[str, Path], place: str) -> None:
     for file in files.values():
         if not file.is_file():

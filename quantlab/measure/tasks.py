@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.errors import BadInput, NoAccess
-from quantlab.measure.data import localize
+from quantlab.measure.data import items_folder, localize
 from quantlab.records import Suite, SuiteTask
 
 SEEDS = (0, 1234, 1234)
@@ -40,6 +40,8 @@ class LoadedTask:
     """Per-item metric whose mean is the score."""
     filter: str
     """Name of the filter whose answers are scored; "none" where lm-eval has none."""
+    folder: Path | None = None
+    """Of the items' file: paths of pictures are relative to it."""
 
     @property
     def items(self) -> int:
@@ -68,7 +70,8 @@ def load(suite: Suite, suite_folder: Path, tasks_folder: Path | None, scratch: P
     """
     _seed()
     shelf = _Shelf(tasks_folder)
-    loaded = [one for ask in suite.tasks for one in _load(ask, shelf, suite_folder, scratch)]
+    seeing = suite.modality == "vision"
+    loaded = [one for ask in suite.tasks for one in _load(ask, shelf, suite_folder, scratch, seeing)]
     names = [one.name for one in loaded]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"the suite asks {', '.join(twice)} twice.", place="suite", cure="Keep one of them.")
@@ -110,7 +113,7 @@ def _everything(folder: Path | None) -> Any:
     return TaskManager(include_path=folder)
 
 
-def _load(ask: SuiteTask, shelf: _Shelf, suite_folder: Path, scratch: Path) -> Iterator[LoadedTask]:
+def _load(ask: SuiteTask, shelf: _Shelf, suite_folder: Path, scratch: Path, seeing: bool) -> Iterator[LoadedTask]:
     manager = shelf.manager(ask.task)
     entry = manager.task_index[ask.task]
     place = f"task {ask.task}"
@@ -118,10 +121,11 @@ def _load(ask: SuiteTask, shelf: _Shelf, suite_folder: Path, scratch: Path) -> I
     with _explained(place, (entry.cfg or {}).get("dataset_path")):
         tasks = manager.load([str(local) if local else ask.task])["tasks"]
     for name, task in tasks.items():
-        _refuse_unsafe(task, f"task {name}")
+        _refuse_unsafe(task, f"task {name}", seeing)
         _set_shots(ask, task, f"task {name}")
         metric, chosen = _metric(ask, task, f"task {name}")
-        yield LoadedTask(name, ask, task, metric, chosen)
+        folder = items_folder(ask, entry.cfg or {}, entry.yaml_path, suite_folder)
+        yield LoadedTask(name, ask, task, metric, chosen, folder)
 
 
 @contextmanager
@@ -152,11 +156,13 @@ def _explained(place: str, dataset: str | None) -> Iterator[None]:
         ) from error
 
 
-def _refuse_unsafe(task: Any, place: str) -> None:
+def _refuse_unsafe(task: Any, place: str, seeing: bool) -> None:
     if getattr(task, "UNSAFE_CODE", False):
         raise BadInput("it runs code that a model wrote.", place=place, cure="Leave it out of the suite.")
-    if getattr(task, "MULTIMODAL", False):
-        raise BadInput("it asks about images or sound.", place=place, cure="Leave it out of a text suite.")
+    if task.get_config("doc_to_audio") is not None:
+        raise BadInput("it asks about sound.", place=place, cure="Leave it out of the suite.")
+    if getattr(task, "MULTIMODAL", False) and not seeing:
+        raise BadInput("it asks about images.", place=place, cure="Write modality: vision in the suite.")
 
 
 def _set_shots(ask: SuiteTask, task: Any, place: str) -> None:

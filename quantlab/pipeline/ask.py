@@ -94,10 +94,11 @@ def resolve(ask: Ask) -> Resolved:
     assert isinstance(record, Policy)
     words = list(dict.fromkeys([record.baseline, *ask.recipes]))
     found = [catalog.recipe(word) for word in words]
+    model = catalog.model(ask.model)
     return Resolved(
         ask=ask,
-        model=catalog.model(ask.model),
-        recipes=tuple((each, _with_set(each.record, ask.calibration_set)) for each in found),
+        model=model,
+        recipes=tuple((each, _with_set(each.record, ask.calibration_set, model)) for each in found),
         suite=catalog.suite(ask.suite),
         grid=catalog.grid(ask.grid),
         policy=_with_claim(_with_margin(record, ask.max_drop), ask),
@@ -106,12 +107,15 @@ def resolve(ask: Ask) -> Resolved:
     )
 
 
-def _with_set(record: object, word: str | None) -> Recipe:
+def _with_set(record: object, word: str | None, model: Model) -> Recipe:
+    """The set that was asked for; for a model with images the recipe's set with images."""
     import msgspec
 
     assert isinstance(record, Recipe)
-    if word is None or record.calibration is None:
+    if record.calibration is None:
         return record
+    if word is None:
+        word = record.calibration.image_set if model.modality == "vision" else record.calibration.set
     return msgspec.structs.replace(record, calibration=msgspec.structs.replace(record.calibration, set=word))
 
 

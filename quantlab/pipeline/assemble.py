@@ -12,7 +12,7 @@ import msgspec
 from quantlab import anchors, catalog, judge, looks
 from quantlab.categories import categories
 from quantlab.ledgers import Ledger
-from quantlab.pipeline import flips
+from quantlab.pipeline import answers, flips
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
 from quantlab.pipeline.walk import Walk
@@ -50,7 +50,7 @@ def assemble(resolved: Resolved, walks: Sequence[Walk], host: Host, ledger: Ledg
         created=now(),
         command=resolved.ask.command or command(resolved.ask),
         summary=summary(resolved.model.word, candidates),
-        notes=tuple(dict.fromkeys(_notes(resolved, walks))),
+        notes=tuple(dict.fromkeys([*_notes(resolved, walks), *answers.notes(resolved.suite_record, candidates)])),
     )
 
 
@@ -190,7 +190,18 @@ class Table:
             bos=self.columns["bos"],
             prompts=self.columns["prompt"],
             questions=self.columns.get("question_digest", []),
+            nll=self._nll(),
         )
+
+    def _nll(self) -> Any:
+        """float64 [n]: what the right answers cost, or None where some have no likelihood."""
+        import numpy as np
+
+        from quantlab.score.answers import right_nll
+
+        pairs = zip(self.columns["loglikelihoods"], self.columns["right"], strict=True)
+        costs = [right_nll(likelihoods, right) for likelihoods, right in pairs]
+        return None if any(cost is None for cost in costs) else np.asarray(costs, dtype=np.float64)
 
 
 def items_by_task(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:

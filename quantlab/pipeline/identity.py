@@ -102,7 +102,7 @@ def measure(
         versions(host, SCORERS),
     ]
     if stage == "canary":
-        return digest(*common, suite.canary if suite else None)
+        return digest(*common, suite.canary if suite else None, *([suite_digest] if suite_digest else []))
     if stage in ("reference", "fidelity"):
         return digest(*common, suite.fidelity if suite else None, suite_digest, reference)
     if stage == "accuracy":

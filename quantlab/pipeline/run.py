@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantlab import child, fetch
+from quantlab import catalog, child, fetch
 from quantlab import host as machine
-from quantlab.errors import KINDS, Broken, QuantlabError
+from quantlab.catalog import Found
+from quantlab.errors import KINDS, BadInput, Broken, QuantlabError
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, Resolved, resolve
 from quantlab.pipeline.assemble import assemble
@@ -19,7 +20,7 @@ from quantlab.pipeline.stage import Silent, Watcher
 from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan, plan
-from quantlab.records import FetchJob, Host, Run, Weights
+from quantlab.records import CalibrationSet, FetchJob, Host, Recipe, Run, Weights
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,22 @@ def _plans(resolved: Resolved, weights: Weights | None, here: Host, ledger: Ledg
                 resolved.suite_record,
                 free,
                 device=resolved.ask.config.device,
+                calibration=_calibration_set(found, recipe),
             ),
         )
         for found, recipe in resolved.recipes
     )
+
+
+def _calibration_set(found: Found, recipe: Recipe) -> CalibrationSet | None:
+    """The set of a recipe; None where it has none, or names one that does not exist: the walk says so."""
+    if recipe.calibration is None:
+        return None
+    try:
+        record = catalog.calibration_set(recipe.calibration.set, found.path.parent).record
+    except BadInput:
+        return None
+    return record if isinstance(record, CalibrationSet) else None
 
 
 def _require_baseline(walk: Walk) -> None:

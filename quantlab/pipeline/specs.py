@@ -82,4 +82,6 @@ class Specs:
         suite = self.resolved.suite
         if stage == "accuracy":
             return catalog.suite_digest(suite, "accuracy")
+        if stage == "canary":
+            return catalog.sights_digest(suite)
         return catalog.suite_digest(suite, "fidelity") if stage in ("reference", "fidelity") else ""

@@ -11,7 +11,7 @@ from typing import Any
 from quantlab import catalog, judge
 from quantlab.catalog import Found
 from quantlab.engines import Ability, Engine
-from quantlab.errors import QuantlabError
+from quantlab.errors import QuantlabError, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
 from quantlab.pipeline.ask import STAGES, Resolved
@@ -23,6 +23,7 @@ from quantlab.pipeline.walk import Walk
 from quantlab.plans import Plan
 from quantlab.records import (
     Accuracy,
+    Artifact,
     Calibrated,
     CalibrateJob,
     CalibrationSet,
@@ -147,6 +148,9 @@ class Walker:
         if not wanted:
             return
         walk.at = wanted[0]
+        if self.resolved.suite_record.modality == "vision" and Ability.IMAGES not in self.engine.abilities:
+            why = "the suite asks about pictures, and this engine takes none here; engine torch does."
+            raise Refused(why, place=f"engine {self.engine.name}")
         walk.artifact = self.measuring.artifact(walk, _known(walk.calibrated).checkpoint, self.resolved.ask.config)
         for text in walk.artifact.notes:
             self.note(walk, text)

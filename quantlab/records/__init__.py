@@ -25,6 +25,7 @@ from quantlab.records.ask import (
     QuantizerOverride,
     Recipe,
     Shape,
+    SightAsk,
     Suite,
     SuiteTask,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "Reference",
     "Run",
     "Shape",
+    "SightAsk",
     "Suite",
     "SuiteTask",
     "TaskComparison",

@@ -41,10 +41,11 @@ class Model(Ask, frozen=True, kw_only=True):
 
     word: str
     """What the user typed: a catalog word, a hub id or a directory."""
-    source: Literal["hub", "package", "path"]
-    """hub: Hugging Face. package: weights inside an installed Python package. path: a local directory."""
+    source: Literal["hub", "package", "path", "built-in"]
+    """hub: Hugging Face. package: weights inside an installed Python package. path: a local directory. built-in: a
+    directory that travels with quantlab."""
     location: str
-    """Hub id, package name or directory."""
+    """Hub id, package name or directory; a built-in one relative to the folders that quantlab ships."""
     revision: str | None = None
     """Hub revision; None means the default branch."""
     architecture: str | None = None
@@ -91,6 +92,10 @@ class Calibration(Ask, frozen=True, kw_only=True):
     """Samples in one forward pass; None lets quantlab choose (AWQ's search costs per batch: all in one)."""
     seed: int = 0
     """Chooses the samples."""
+    image_set: str = "easyvqa"
+    """The set for a model with images: text alone does not reach its cross-attention layers."""
+    images: int = 128
+    """Pictures, each with its question, that such a model is fed instead of `samples`."""
 
 
 class Recipe(Ask, frozen=True, kw_only=True):
@@ -135,6 +140,8 @@ class CalibrationSet(Ask, frozen=True, kw_only=True):
     """Path of a .txt (UTF-8) or .jsonl file, relative to this YAML."""
     column: str = "text"
     """Field that holds the text, or the list of chat messages (role, content)."""
+    image: str | None = None
+    """Field that holds the path of the picture that the text asks about, relative to the file; null: text only."""
     licence: str = ""
     """Licence of the data."""
 
@@ -157,6 +164,19 @@ class SuiteTask(Ask, frozen=True, kw_only=True):
     """Local files by split, e.g. {test: mmlu.jsonl}, relative to the suite; for machines without a hub."""
     package: str | None = None
     """Python package that must be installed for the data."""
+    images: Literal["own", "shuffled", "none"] = "own"
+    """Of a task about pictures: own, each question with its picture; shuffled, with another one's; none, the question
+    alone. What the last two score is what can be guessed."""
+
+
+class SightAsk(Ask, frozen=True, kw_only=True):
+    """A picture with a question whose answer is not in doubt."""
+
+    image: str
+    """Path, relative to the suite."""
+    question: str
+    answer: str
+    """A model that sees finds it likelier than a guess."""
 
 
 class FidelityAsk(Ask, frozen=True, kw_only=True):
@@ -196,6 +216,13 @@ class Suite(Ask, frozen=True, kw_only=True):
     """Prompts for the canary."""
     synthetic: bool = False
     """Generated items: comparable between precisions, not with published scores."""
+    modality: Literal["text", "vision"] = "text"
+    """vision: its tasks ask about pictures, so model and engine must take them."""
+    controls: tuple[SuiteTask, ...] = ()
+    """Tasks that only a model which looks at the right picture can do, asked with a wrong one or none. Scored on 16-bit
+    weights, shown, and never part of a verdict."""
+    sights: tuple[SightAsk, ...] = ()
+    """Pictures for the canary of a model with images."""
 
 
 class Grid(Ask, frozen=True, kw_only=True):

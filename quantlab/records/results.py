@@ -200,6 +200,8 @@ class TaskScore(Result, frozen=True, kw_only=True):
     """Unit "share"."""
     chance: float | None = None
     """Score of guessing, where all items have a known number of choices."""
+    nll: Number | None = None
+    """Mean negative log-likelihood of the right answer in nats, where every item has one."""
     broken: int = 0
     """Items without a finite score, or from which no answer could be extracted."""
     prompts_digest: str = ""
@@ -226,6 +228,8 @@ class Accuracy(Result, frozen=True, kw_only=True):
     """Parquet file, relative to the ledger."""
     seconds: float = 0.0
     requests: int = 0
+    controls: tuple[TaskScore, ...] = ()
+    """Tasks asked with a wrong picture or none, on 16-bit weights: what can be guessed."""
     part: tuple[int, int] | None = None
     """From which to before which item, in the random order of the seed; None: the whole suite."""
     sizes: tuple[tuple[str, int], ...] = ()

@@ -41,6 +41,10 @@ class TaskComparison(Conclusion, frozen=True, kw_only=True):
     """Items wrong both times, with a different answer."""
     detectable_drop: float | None = None
     """Smallest true drop in points that this many items would show with power 0.8."""
+    nll_baseline: float | None = None
+    """Nats that the right answer cost the baseline, on average; None where answers are not chosen by likelihood."""
+    nll_change: Number | None = None
+    """How many nats more it costs the candidate, with its paired interval. It explains and never decides."""
     incomparable: str = ""
     """Why no difference is shown: what differs, and the cure. Empty when comparable."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from quantlab.records import Cell, Number
+from quantlab.records import Cell, Number, TaskComparison
 
 NOTHING = "–"
 """Stands where nothing was measured."""
@@ -130,3 +130,13 @@ def rate(cell: Cell | None, mark: str) -> str:
     if not cell.valid or cell.tokens_per_second is None:
         return "invalid"
     return three(cell.tokens_per_second.value) + mark
+
+
+def nats(task: TaskComparison) -> tuple[str, str]:
+    """What the right answer costs the baseline, and how much more the candidate: ("0.0064", "+0.0003 [-0.0001,
+    +0.0007]")."""
+    found = task.nll_change
+    if found is None or task.nll_baseline is None:
+        return NOTHING, NOTHING
+    ends = interval(found, 4)
+    return three(task.nll_baseline), f"{fixed(found.value, 4, sign=True)}{f' {ends}' if ends else ''}"

@@ -30,6 +30,7 @@ def to_html(run: Run) -> str:
         run=run,
         rows=table,
         task_rows=rows.task_rows(run),
+        nats=any(row.task.nll_change for row in rows.task_rows(run)),
         places=rows.ends(run),
         size_panel=charts.size_panel(run, table),
         speed_panels=charts.speed_panels(run, table),

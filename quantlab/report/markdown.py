@@ -113,7 +113,11 @@ def _footnotes(run: Run) -> list[str]:
 def _tasks(run: Run) -> str:
     header = ["task", "recipe", "n", "metric", "baseline, %", "candidate, %", "difference, points"]
     header += ["worse", "better", "churn", "recovery, %", "detectable drop"]
-    return table(header, [_task_row(row) for row in rows.task_rows(run)])
+    found = rows.task_rows(run)
+    if not any(row.task.nll_change for row in found):
+        return table(header, [_task_row(row) for row in found])
+    header += ["nats of the right answer", "change, nats"]
+    return table(header, [[*_task_row(row), *figures.nats(row.task)] for row in found])
 
 
 def _task_row(row: rows.TaskRow) -> list[str]:

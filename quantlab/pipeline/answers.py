@@ -1,0 +1,52 @@
+"""Sentences about answers to questions about pictures: what the right one costs, and what can be guessed.
+
+The one suite that needs no hub is nearly solved by the model trained for it, so its accuracy hides damage. Nats and
+changed answers stand in the notes, where nobody overlooks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from quantlab.records import Candidate, Comparison, Suite, TaskScore
+
+
+def notes(suite: Suite, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Of a suite about pictures; nothing of any other."""
+    if suite.modality != "vision":
+        return
+    for each in candidates:
+        if each.accuracy is not None and each.accuracy.controls:
+            yield _controls(each.recipe_name, each.accuracy.tasks, each.accuracy.controls)
+        if each.comparison is not None:
+            yield from _costs(each.recipe_name, each.comparison)
+
+
+def _controls(name: str, tasks: Sequence[TaskScore], controls: Sequence[TaskScore]) -> str:
+    """ "bf16, controls: right picture 99.7 %; another picture 58 %; no picture 40 %." """
+    means = {"its own picture": _mean(tasks)}
+    for words, ending in (("another one's picture", "shuffled images"), ("no picture", "no images")):
+        if same := [one for one in controls if one.task.endswith(ending)]:
+            means[words] = _mean(same)
+    listed = "; ".join(f"with {words} {100 * mean:.1f} %" for words, mean in means.items())
+    return f"{name}, controls (mean of tasks): {listed}. What the last ones score is guessed."
+
+
+def _mean(scores: Sequence[TaskScore]) -> float:
+    return sum(one.score.value for one in scores) / len(scores)
+
+
+def _costs(name: str, comparison: Comparison) -> Iterator[str]:
+    """One sentence for all tasks."""
+    parts = [
+        f"{task.task} {task.nll_change.value:+.4f} [{task.nll_change.low:+.4f}, {task.nll_change.high:+.4f}] beside "
+        f"{task.nll_baseline:.4f}"
+        for task in comparison.tasks
+        if task.nll_change is not None and task.nll_baseline is not None
+    ]
+    if parts:
+        whole = comparison.suite
+        yield (
+            f"{name}: nats that the right answer costs, more than the baseline: {'; '.join(parts)}. Answers that "
+            f"became wrong: {whole.regressed}, right: {whole.improved}, other wrong: {whole.churn}, of {whole.n:,}."
+        )
