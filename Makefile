@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS ?= test
+# One worker a core; a file stays on one worker, because its models are made once.
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL = help
@@ -30,7 +32,7 @@ demo: setup
 	$(BIN)/quantlab run fp8 int4_awq --model smollm2-135m
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 --numprocesses=$(WORKERS) --dist=loadfile
 
 # Needs what it installs, and Python 3.11 or 3.12. CI does not run it.
 test-ortgenai:

@@ -59,8 +59,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def doctor(ledger: Path | None = None) -> tuple[Finding, ...]:
-    """Look at everything, in the order of a report. Takes as long as importing torch once, and as long as the slowest
-    engine that was given a place of its own takes to start.
+    """Look at everything, in the order of a report. Takes as long as importing torch once, and as long as the
+    engines that were given a place of their own take to start.
 
     Args:
         ledger: folder whose disk is looked at; None is the one that a run would take.

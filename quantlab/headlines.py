@@ -13,6 +13,7 @@ from typing import Any
 
 from quantlab.records import (
     Accuracy,
+    Artifact,
     Calibrated,
     Canary,
     Cell,
@@ -56,6 +57,8 @@ def _numbers(result: Any) -> dict[str, Any]:
         case Verification():
             failed = [check.name for check in result.checks if not check.passed]
             return {"passed": result.passed, "failed_checks": ", ".join(failed)}
+        case Artifact():
+            return {"engine": result.engine, "engine_version": result.engine_version, "numerics": result.numerics}
         case Canary():
             return {"passed": result.passed}
         case Reference():

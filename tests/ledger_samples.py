@@ -7,6 +7,7 @@ from typing import Any
 from quantlab.records import (
     SCHEMA,
     Accuracy,
+    Artifact,
     Calibrated,
     Canary,
     Cell,
@@ -36,13 +37,10 @@ def cell(batch: int, speed: float, **words: Any) -> Cell:
     return Cell(isl=8, osl=8, batch=batch, tokens_per_second=number(speed), ttft_seconds=number(1 / speed), **words)
 
 
+CHECKPOINT = Checkpoint(path="checkpoints/a", digest="d", recipe="fp8", format="fp8", architecture="Llama", bytes=5)
 RECORDS: dict[str, Any] = {
-    "calibrate": Calibrated(
-        checkpoint=Checkpoint(
-            path="checkpoints/a", digest="d", recipe="fp8", format="fp8", architecture="Llama", bytes=5
-        ),
-        samples=128,
-    ),
+    "calibrate": Calibrated(checkpoint=CHECKPOINT, samples=128),
+    "build": Artifact(engine="vllm", path="checkpoints/b", checkpoint=CHECKPOINT, engine_version="vllm 0.24.0"),
     "verify": Verification(
         checks=(
             Check(name="size", passed=True, finding="0.5"),

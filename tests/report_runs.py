@@ -225,6 +225,7 @@ def _fp8() -> Candidate:
         throughput=throughput("emulated", 21.4, "cpu: AMD EPYC 9R14, 2 threads"),
         comparison=comparison("fp8"),
         flips=flips(18),
+        flipped=18,
         identities={"calibrate": "b1" * 32, "verify": "0c" * 32, "accuracy": "77" * 32, "fidelity": "e5" * 32},
     )
 

@@ -189,3 +189,20 @@ def test_a_range_for_each_token_is_probed_as_it_computes(tiny_model: Path, tmp_p
         rounded = probe.distance(exact, kept[f"y.{layer}"])
         assert 0.01 < rounded < 0.05, layer  # only the activations' rounding
         assert probe.distance(source[f"{layer}.weight"].float(), weight) < 0.03
+
+
+def test_what_smoothquant_gives_up_for_an_outlier_is_no_fault(tiny_model: Path, tmp_path: Path) -> None:
+    """One input channel of down_proj is hundreds of times the others: its column sets the scale of every row."""
+    source = Path(shutil.copytree(tiny_model, tmp_path / "source"))
+    tensors = load_file(source / "model.safetensors")
+    tensors[f"{UP}.weight"][7] *= 3000
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    spec = job(source, tmp_path / "made", "int8_sq")
+    one = (spec, modelopt.run(spec, Reporter()))
+    folder = Path(one[1].checkpoint.path)
+    assert failed(one, folder) == {}
+    stored = load_file(folder / "model.safetensors")
+    made = stored[f"{DOWN}.weight"].float() * stored[f"{DOWN}.weight_scale"].unsqueeze(1)
+    moved = made * stored[f"{DOWN}.pre_quant_scale"].float()
+    assert probe.distance(tensors[f"{DOWN}.weight"].float(), moved) > 0.06  # large among the source's numbers
+    assert "weights" in damaged(one, tmp_path / "damaged", _shift_codes)

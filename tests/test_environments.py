@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from quantlab import environments, places, probe
 from quantlab.cli import cli
 from quantlab.engines import sdks
-from quantlab.environments import RECIPES
+from quantlab.environments import ENVIRONMENTS
 from quantlab.errors import BadInput, Broken, Refused, StageFailed
 from tests.test_child import dead, until
 from tests.test_places import alone as alone
@@ -48,7 +48,7 @@ def pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     more = "\n".join(path for path in sys.path if path.endswith("site-packages"))
 
     def planned(name: str, into: Path | None = None, python: str | None = None) -> environments.Setup:
-        folder = environments._folder(RECIPES[name], into)
+        folder = environments._folder(ENVIRONMENTS[name], into)
         environments._require_ours(folder)
         make = (sys.executable, "-m", "venv", "--without-pip", str(folder))
         fill = (sys.executable, "-c", FILL, str(folder), more, str(file))
@@ -60,7 +60,7 @@ def pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_environment_has_its_file_and_its_file_what_measuring_needs() -> None:
-    for name, recipe in RECIPES.items():
+    for name, recipe in ENVIRONMENTS.items():
         lines = environments.constraints(name).read_text(encoding="utf-8").splitlines()
         pins = {}
         for line in lines:
@@ -74,7 +74,7 @@ def test_every_environment_has_its_file_and_its_file_what_measuring_needs() -> N
         exact = str(pins[sdk.package]).removeprefix("==")
         assert sdks.fits(exact, sdk.low, sdk.high), f"{name} pins {exact}"
         assert all(tuple(map(int, version.split("."))) >= probe.OLDEST for version in recipe.pythons)
-    assert {recipe.engine for recipe in RECIPES.values()} == set(probe.WITH_SETUP)
+    assert {recipe.engine for recipe in ENVIRONMENTS.values()} == set(probe.WITH_SETUP)
 
 
 def test_an_environment_is_made_and_found_and_not_made_again(pins: Path, alone: Path) -> None:
@@ -127,7 +127,7 @@ SETUP = """
 import sys
 from quantlab import environments
 environments.planned = lambda *words: environments.Setup("ortgenai", environments._folder(
-    environments.RECIPES["ortgenai"], None), tuple(map(tuple, eval(sys.argv[1]))))
+    environments.ENVIRONMENTS["ortgenai"], None), tuple(map(tuple, eval(sys.argv[1]))))
 environments._finish = lambda plan: (plan.folder / "quantlab.json").write_text("{}")
 environments.setup("ortgenai", say=lambda text: print(text, flush=True))
 """

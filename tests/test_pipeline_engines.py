@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from quantlab import engines, pipeline, probe
-from quantlab.engines import Ability, engine
+from quantlab.engines import Ability, engine, vllm
 from quantlab.errors import NoAccess, QuantlabError, Refused, StageFailed
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import choice
@@ -116,7 +116,8 @@ def built(bench: Bench, root: Path, config: EngineConfig | None = None, seen: Se
     found, recipe = resolved.recipes[0]
     walk = Walk(name=found.name, recipe=recipe)
     shape = {"digest": "1", "recipe": "bf16", "format": "bf16", "architecture": "LlamaForCausalLM"}
-    return walk, walker._artifact(walk, Checkpoint(path=str(bench.model), **shape))
+    checkpoint = Checkpoint(path=str(bench.model), **shape)
+    return walk, walker.measuring.artifact(walk, checkpoint, resolved.ask.config)
 
 
 def test_what_is_built_is_built_once_in_a_child_and_kept(bench: Bench, builder: Path, tmp_path: Path) -> None:
@@ -264,6 +265,22 @@ def test_auto_takes_the_first_that_takes_every_recipe(
     assert len(found.notes) == 3
     cpu = dataclasses.replace(ask, config=EngineConfig(device="cpu"))
     assert chosen(monkeypatch, {"trtllm": Takes(), "vllm": Takes()}, cpu, host(H100)).ask.engine == "torch"
+
+
+def test_on_a_gpu_without_fp8_auto_passes_over_what_needs_it(
+    bench: Bench, ready: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engines' own words, on an A100 and on an H100."""
+    monkeypatch.setattr(vllm, "installed", lambda: ("vllm", "0.24.0"))
+    monkeypatch.setattr(choice, "ENGINES", {"vllm": "", "torch": ""})
+    ask = dataclasses.replace(bench.ask(), recipes=("fp8",), engine="auto")
+    resolved = resolve(ask)
+    plans = {found.name: Plan(recipe=found.name, group_size=None) for found, _ in resolved.recipes}
+    a100 = msgspec.structs.replace(H100, name="NVIDIA A100", compute_capability="8.0")
+    old = choice.settled(resolved, "LlamaForCausalLM", plans, host(a100), Seen())
+    assert old.ask.engine == "torch"
+    assert "needs compute capability 8.9, and NVIDIA A100 has 8.0" in old.notes[0]
+    assert choice.settled(resolved, "LlamaForCausalLM", plans, host(H100), Seen()).ask.engine == "vllm"
 
 
 def test_a_recipe_that_the_plan_refuses_does_not_decide(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from quantlab.records import Run
 from quantlab.report import flips, to_html, to_markdown
 from tests.report_runs import HOSTILE, bare, demo, hostile
 from tests.test_report import Page
@@ -26,10 +27,23 @@ def test_the_budget_is_shared_and_escapes_count() -> None:
     flip = msgspec.structs.replace(run.candidates[1].flips[0], prompt="<" * flips.PROMPT)
     many = tuple(msgspec.structs.replace(each, flips=(flip,) * 400, flipped=0) for each in run.candidates[1:3])
     found = flips.shown(msgspec.structs.replace(run, candidates=many))
-    assert [one.total for one in found] == [400, 400]
+    assert [one.total for one in found] == [400, max(400, _sides(run, 2))]
     assert len({len(one.shown) for one in found}) == 1
     assert 100 < len(found[0].shown) < 400
     assert flips.shown(bare()) == []
+
+
+def _sides(run: Run, place: int) -> int:
+    comparison = run.candidates[place].comparison
+    assert comparison is not None
+    return comparison.suite.regressed + comparison.suite.improved
+
+
+def test_an_older_run_does_not_claim_to_show_all() -> None:
+    run = demo()
+    old = msgspec.structs.replace(run.candidates[2], flipped=0)
+    (found,) = flips.shown(msgspec.structs.replace(run, candidates=(old,)))
+    assert found.total == _sides(run, 2) > len(found.shown) == 60
 
 
 def test_hostile_items_stay_texts() -> None:

@@ -21,7 +21,7 @@ from quantlab.formats.readers import reader_of
 
 SAME_CODES = 0.995
 """Least share of equal codes. In float32 0.13 % differ: ModelOpt divides where its simulation multiplies."""
-RESIDUAL = {"fp8": 0.06, "fp8_rowwise": 0.06, "int8_sq": 0.06, "int4_awq": 0.3, "int4": 0.3, "w4a8_awq": 0.3,
+RESIDUAL = {"fp8": 0.06, "fp8_rowwise": 0.06, "int8_sq": 0.1, "int4_awq": 0.3, "int4": 0.3, "w4a8_awq": 0.3,
             "nvfp4": 0.3}  # fmt: skip
 """Largest rounding error of a layer's weights, relative. Expected: FP8 0.026, int8 with a scale a row 0.01, int4 in
 groups of 64 about 0.1."""
@@ -89,9 +89,21 @@ def _residuals(export: Exported) -> dict[str, float]:
         made = reader.layer(layer, (outputs, inputs)).dense() if reader else export.read(f"{layer}.weight").float()
         if not export.rules.moves_scales:
             return probe.distance(source, made)
+        if export.format == "int8_sq":
+            return _as_stored(export, layer, source)
         return probe.distance(source, made * (source * made).sum(0) / made.square().sum(0).clamp_min(1e-30))
 
     return export.each_layer(residual)
+
+
+def _as_stored(export: Exported, layer: str, source: Tensor) -> float:
+    """SmoothQuant's error among the stored numbers. A column that it made 4,000 times larger sets the scale of its
+    rows, and all that the other columns lose is there by right: in the source's numbers that was 44 % of one layer of
+    SmolLM2, while its output moved by a few percent."""
+    made = codes.stored(export, layer) * export.read(f"{layer}.weight_scale").float().reshape(-1, 1)
+    if made.shape != source.shape:
+        return float("inf")
+    return probe.distance(made, source * ((source * made).sum(0) / source.square().sum(0).clamp_min(1e-30)))
 
 
 def reopened(export: Exported) -> Finding:

@@ -47,7 +47,7 @@ DTYPE: dict[Provider, Literal["float32", "float16"]] = {
     "trt-rtx": "float16",
 }
 """What `--dtype auto` means."""
-INSTALL = "Set its environment up from environments/ortgenai.txt (docs/engines.md), and start quantlab there."
+INSTALL = "`quantlab engines setup ortgenai` makes its environment from environments/ortgenai.txt (docs/engines.md)."
 
 
 class OrtGenaiEngine:

@@ -7,13 +7,41 @@ from pathlib import Path
 
 import msgspec
 
-from quantlab.pipeline.stage import Stages
-from quantlab.records import Artifact
+from quantlab.ledgers import Ledger
+from quantlab.pipeline import identity
+from quantlab.pipeline.stage import Stages, Watcher
+from quantlab.pipeline.station import Station
+from quantlab.pipeline.walk import Walk
+from quantlab.records import Artifact, Checkpoint, EngineConfig
 from quantlab.records.engines import BuildJob
 
 
 class EngineStages(Stages):
     """Stages under an engine's interpreter."""
+
+    def __init__(self, station: Station, ledger: Ledger, model: str, watcher: Watcher, threads: int = 0) -> None:
+        """Raises: NoAccess, Refused, BadInput: the engine cannot be used, see `Station.host`."""
+        super().__init__(ledger, station.host, model, watcher, threads, station.command)
+        self.station = station
+
+    def artifact(self, walk: Walk, checkpoint: Checkpoint, config: EngineConfig) -> Artifact:
+        """What the engine opens: made here where that costs nothing, else in a child, once."""
+        station = self.station
+        absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
+        shaped = station.shaped_by(absolute, config)
+        known = identity.build(checkpoint, station.name, station.version, shaped or {}, station.host, config.device)
+        job = BuildJob(
+            engine=station.name,
+            checkpoint=absolute,
+            into=str(self.ledger.checkpoint_folder(known)),  # never beside the user's own weights
+            config=config,
+            host=station.host,
+        )
+        if shaped is None:
+            return station.build_here(job)
+        walk.at = "build"
+        walk.identities["build"] = known
+        return self.build(known, walk.name, job)
 
     def build(self, identity: str, recipe: str, job: BuildJob) -> Artifact:
         """Build what the engine opens, or take what the ledger has; it must still lie where it was."""

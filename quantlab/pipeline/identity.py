@@ -18,7 +18,7 @@ PROTOCOL: dict[str, int] = {
     "canary": 1,
     "reference": 1,
     "fidelity": 1,
-    "accuracy": 1,
+    "accuracy": 2,
     "throughput": 2,
 }
 """Version of quantlab's own procedure, a stage."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from quantlab import child, places, probe
+from quantlab import catalog, child, places, probe
 from quantlab.engines import Engine, building, engine, sdks
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 from quantlab.records.engines import Asked, AskJob, BuildJob
@@ -76,6 +76,14 @@ class Station:
         """What beside checkpoint, SDK and GPU shapes the artifact; None where it is made here and costs nothing."""
         own = self.engine.builds(checkpoint, config) if hasattr(self.engine, "builds") else msgspec.to_builtins(config)
         return own if own is not None or not self.command else msgspec.to_builtins(config)
+
+    def bandwidth(self, config: EngineConfig) -> float | None:
+        """Bytes a second that the GPUs of an artifact read; None on a CPU or an unknown GPU."""
+        if config.device == "cpu" or not self._main.gpus:
+            return None
+        gpu = catalog.gpu(self._main.gpus[0].name)
+        # Tensor parallel GPUs read their parts at the same time; those of a pipeline one after the other.
+        return gpu.bandwidth * config.tensor_parallel if gpu else None
 
     def build_here(self, job: BuildJob) -> Artifact:
         """In this process, of an engine that builds nothing."""

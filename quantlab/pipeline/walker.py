@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from quantlab import catalog, judge
 from quantlab.catalog import Found
 from quantlab.engines import Ability, Engine
@@ -18,6 +16,7 @@ from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
 from quantlab.pipeline.ask import STAGES, Resolved
 from quantlab.pipeline.built import EngineStages
+from quantlab.pipeline.specs import Part, Specs
 from quantlab.pipeline.stage import Stages, Watcher
 from quantlab.pipeline.station import Station
 from quantlab.pipeline.walk import Walk
@@ -28,20 +27,14 @@ from quantlab.records import (
     Calibrated,
     CalibrateJob,
     CalibrationSet,
-    Checkpoint,
     Failure,
     Host,
     MeasureJob,
     Model,
     Recipe,
-    Suite,
     VerifyJob,
     Weights,
 )
-from quantlab.records.engines import BuildJob
-
-Part = tuple[int, int]
-"""From which to before which item of a suite, in its random order."""
 
 
 @dataclass
@@ -58,18 +51,20 @@ class Walker:
     stages: Stages = field(init=False)
     station: Station = field(init=False)
     engine: Engine = field(init=False)
+    specs: Specs = field(init=False)
 
     def __post_init__(self) -> None:
         ask = self.resolved.ask
         self.station = Station(ask.engine, self.host)
         self.engine = self.station.engine
+        self.specs = Specs(self.resolved, self.station)
         self.stages = Stages(self.ledger, self.host, name_of(self.resolved.model), self.watch, ask.threads)
 
     @cached_property
     def measuring(self) -> EngineStages:
         """Runs children where the engine lives."""
         name, threads = name_of(self.resolved.model), self.resolved.ask.threads
-        return EngineStages(self.ledger, self.station.host, name, self.watch, threads, self.station.command)
+        return EngineStages(self.station, self.ledger, name, self.watch, threads)
 
     def require_engine(self) -> None:
         """Refuse in seconds, before anything is calibrated, when measuring is asked for and cannot be done.
@@ -77,7 +72,7 @@ class Walker:
         Raises:
             NoAccess, Refused, BadInput: the engine is absent, of another version, or does not start.
         """
-        if self._wanted():
+        if self._wanted() and self.station.host and self.station.command:
             self.watch.say(f"engine {self.station.name}: {self.station.version}, in {self.station.place}")
 
     def walk(self, found: Found, recipe: Recipe, planned: Plan) -> Walk:
@@ -153,7 +148,10 @@ class Walker:
         if not wanted:
             return
         walk.at = wanted[0]
-        walk.artifact = self._artifact(walk, _known(walk.calibrated).checkpoint)
+        if self.resolved.suite_record.modality == "vision" and Ability.IMAGES not in self.engine.abilities:
+            why = "the suite asks about pictures, and this engine takes none here; engine torch does."
+            raise Refused(why, place=f"engine {self.engine.name}")
+        walk.artifact = self.measuring.artifact(walk, _known(walk.calibrated).checkpoint, self.resolved.ask.config)
         for text in walk.artifact.notes:
             self.note(walk, text)
         if not self.resolved.policy.early:
@@ -234,96 +232,21 @@ class Walker:
         """The engine hands out no distributions, so there is no fidelity to measure."""
         return Ability.FULL_LOGITS not in self.engine.abilities
 
-    def _artifact(self, walk: Walk, checkpoint: Checkpoint) -> Artifact:
-        """What the engine opens: made here where that costs nothing, else in a child, once."""
-        station, config = self.station, self.resolved.ask.config
-        absolute = msgspec.structs.replace(checkpoint, path=str(self.ledger.path(checkpoint.path)))
-        if self.resolved.suite_record.modality == "vision" and Ability.IMAGES not in self.engine.abilities:
-            why = "the suite asks about pictures, and this engine takes none here; engine torch does."
-            raise Refused(why, place=f"engine {self.engine.name}")
-        shaped = station.shaped_by(absolute, config)
-        known = identity.build(checkpoint, station.name, station.version, shaped or {}, station.host, config.device)
-        job = BuildJob(
-            engine=station.name,
-            checkpoint=absolute,
-            into=str(self.ledger.checkpoint_folder(known)),  # never beside the user's own weights
-            config=config,
-            host=station.host,
-        )
-        if shaped is None:
-            return station.build_here(job)
-        walk.at = "build"
-        walk.identities["build"] = known
-        return self.measuring.build(known, walk.name, job)
-
     def _identities(self, walk: Walk, wanted: Sequence[str], part: Part | None) -> dict[str, str]:
-        resolved, artifact = self.resolved, walk.artifact
-        assert artifact is not None, "an artifact is built before it is measured"
-        return {
-            stage: identity.measure(
-                stage,
-                artifact,
-                resolved.ask.config,
-                self.station.host,
-                suite=self._suite(),
-                suite_digest=self._suite_digest(stage),
-                grid=resolved.grid_record,
-                reference=self.reference[0] if self.reference and stage == "fidelity" else "",
-                seed=resolved.ask.seed,
-                part=part,
-            )
-            for stage in wanted
-        }
-
-    def _suite(self) -> Suite:
-        """The suite; of an early run with so much of its held-out text as a screen needs."""
-        suite = self.resolved.suite_record
-        if not self.resolved.policy.early or suite.fidelity is None:
-            return suite
-        return msgspec.structs.replace(suite, fidelity=suite.fidelity.screen())
-
-    def _suite_digest(self, stage: str) -> str:
-        """Only the part of the suite that the stage reads: adding a task must not make a fidelity worthless."""
-        suite = self.resolved.suite
-        if stage == "accuracy":
-            return catalog.suite_digest(suite, "accuracy")
-        if stage == "canary":
-            return catalog.sights_digest(suite)
-        return catalog.suite_digest(suite, "fidelity") if stage in ("reference", "fidelity") else ""
+        return self.specs.identities(_built(walk), wanted, part, self.reference[0] if self.reference else "")
 
     def _job(self, walk: Walk, missing: Sequence[str], folder: Path, part: Part | None) -> MeasureJob:
-        resolved, artifact = self.resolved, walk.artifact
-        assert artifact is not None, "an artifact is built before it is measured"
-        return MeasureJob(
-            engine=self.engine.name,
-            artifact=artifact,
-            config=resolved.ask.config,
-            stages=tuple(missing),  # type: ignore[arg-type]
-            folder=str(folder),
-            suite=self._suite(),
-            suite_name=resolved.suite.name,
-            suite_folder=str(catalog.base(resolved.suite)),
-            tasks_folder=str(catalog.folder("tasks")),
-            grid=resolved.grid_record,
-            grid_name=resolved.grid.name,
-            reference=self.reference[1] if self.reference else None,
-            bandwidth=self._bandwidth(),
-            seed=resolved.ask.seed,
-            part=part,
-            collapse=(resolved.policy.collapse_kl, resolved.policy.collapse_top1),
-        )
-
-    def _bandwidth(self) -> float | None:
-        if self.resolved.ask.config.device == "cpu" or not self.host.gpus:
-            return None
-        gpu = catalog.gpu(self.host.gpus[0].name)
-        # Tensor parallel GPUs read their parts at the same time; those of a pipeline one after the other.
-        return gpu.bandwidth * self.resolved.ask.config.tensor_parallel if gpu else None
+        return self.specs.job(_built(walk), missing, folder, part, self.reference[1] if self.reference else None)
 
 
 def name_of(model: Model) -> str:
     """The model in an entry: its word, or a local folder's own name without the place it lies in."""
     return Path(model.location).name if model.source == "path" else model.word
+
+
+def _built(walk: Walk) -> Artifact:
+    assert walk.artifact is not None, "an artifact is built before it is measured"
+    return walk.artifact
 
 
 def _known(calibrated: Calibrated | None) -> Calibrated:

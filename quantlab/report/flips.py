@@ -39,9 +39,14 @@ class Shown:
 def shown(run: Run) -> list[Shown]:
     """Per recipe with flips: the first that fit its share of the page."""
     found = [candidate for candidate in run.candidates if candidate.flips]
-    return [
-        Shown(each, _fitting(each.flips, BUDGET // len(found)), max(each.flipped, len(each.flips))) for each in found
-    ]
+    return [Shown(each, _fitting(each.flips, BUDGET // len(found)), _total(each)) for each in found]
+
+
+def _total(candidate: Candidate) -> int:
+    """All of them; runs of before `flipped` was counted know only how many changed sides."""
+    whole = candidate.comparison.suite if candidate.comparison else None
+    sides = whole.regressed + whole.improved if whole and not candidate.flipped else 0
+    return max(candidate.flipped, len(candidate.flips), sides)
 
 
 def _fitting(flips: tuple[Flip, ...], room: int) -> tuple[Flip, ...]:
