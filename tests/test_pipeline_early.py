@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,7 +44,13 @@ class Early(Bench):
 @pytest.fixture(scope="module")
 def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Early:
     folder = tmp_path_factory.mktemp("early")
-    files = {"few": RECIPE, "rough": ROUGH, "suite": SUITE, "grid": GRID, "policy": POLICY}
+    files = {
+        "few": RECIPE,
+        "rough": ROUGH,
+        "suite": re.sub(r"limit: \d+", "limit: 48", SUITE),
+        "grid": GRID,
+        "policy": POLICY,
+    }
     files |= {"full": POLICY.replace("early: true", "scope: suite"), "touchy": POLICY + "collapse_kl: 0.0\n"}
     for name, text in files.items():
         folder.joinpath(f"{name}.yaml").write_text(text)
