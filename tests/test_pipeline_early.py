@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,7 +44,13 @@ class Early(Bench):
 @pytest.fixture(scope="module")
 def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Early:
     folder = tmp_path_factory.mktemp("early")
-    files = {"few": RECIPE, "rough": ROUGH, "suite": SUITE, "grid": GRID, "policy": POLICY}
+    files = {
+        "few": RECIPE,
+        "rough": ROUGH,
+        "suite": re.sub(r"limit: \d+", "limit: 48", SUITE),
+        "grid": GRID,
+        "policy": POLICY,
+    }
     files |= {"full": POLICY.replace("early: true", "scope: suite"), "touchy": POLICY + "collapse_kl: 0.0\n"}
     for name, text in files.items():
         folder.joinpath(f"{name}.yaml").write_text(text)
@@ -77,7 +84,7 @@ def test_both_are_scored_slice_by_slice_and_only_until_it_is_decided(first: tupl
     assert f"decided after {look.decided_after} of 96 items" in candidate.verdict.reason
     assert run.policy.scope == "suite"
     assert candidate.fidelity is not None
-    assert candidate.fidelity.positions == 2 * 56
+    assert candidate.fidelity.positions == 384  # 4 windows of 96: the screen, whatever the suite holds
     for each in (baseline, candidate):
         assert each.accuracy is not None
         assert sum(task.n for task in each.accuracy.tasks) == 48
@@ -171,7 +178,7 @@ def test_what_collapsed_on_the_fidelity_screen_is_not_scored(
     for _ in range(2):  # the second time it comes out of the ledger
         verdict = pipeline.run(bench.ask(policy="touchy.yaml"), ledger).candidates[1].verdict
         assert (verdict.status, verdict.rung) == ("regression", "fidelity")
-        assert "found by the fidelity screen over 112 positions" in verdict.reason
+        assert "found by the fidelity screen over 384 positions" in verdict.reason
         assert slices(ledger) == scored
         assert {entry.recipe for entry in ledger.entries("fidelity")} == {"few"}
 
