@@ -90,7 +90,7 @@ class Ledger:
     def find(self, stage: str, identity: str) -> Entry | None:
         """The newest entry of this identity that is done, or None."""
         for path in reversed(self._documents(stage, identity)):
-            entry = _read(path, Entry)
+            entry = read(path, Entry)
             if entry.status == "done":
                 return entry
         return None
@@ -118,7 +118,7 @@ class Ledger:
 
     def entries(self, stage: str | None = None, model: str | None = None, recipe: str | None = None) -> list[Entry]:
         """All entries, or those of one stage, model word or recipe name; oldest first."""
-        found = [_read(path, Entry) for path in self._documents(stage or "*")]
+        found = [read(path, Entry) for path in self._documents(stage or "*")]
         return [one for one in found if model in (None, one.model) and recipe in (None, one.recipe)]
 
     def result(self, entry: Entry) -> Any:
@@ -191,12 +191,12 @@ class Ledger:
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
-        return [_read(path, Run) for path in self._run_documents()]
+        return [read(path, Run) for path in self.run_documents()]
 
     def last_run(self) -> Run | None:
         """The newest run, or None."""
-        newest = self._run_documents()[-1:]
-        return _read(newest[0], Run) if newest else None
+        newest = self.run_documents()[-1:]
+        return read(newest[0], Run) if newest else None
 
     def frame(self) -> pd.DataFrame:
         """One row an entry, oldest first, with the headline numbers of its stage (see headlines.py)."""
@@ -230,7 +230,8 @@ class Ledger:
                 found.append(path)
         return sorted(found, key=lambda path: (_nanoseconds(path), path.name))
 
-    def _run_documents(self) -> list[Path]:
+    def run_documents(self) -> list[Path]:
+        """Files of all runs, oldest first."""
         return sorted(path for path in (self.root / "runs").glob("*.json") if _NAME.fullmatch(path.name))
 
 
@@ -255,7 +256,7 @@ def _nanoseconds(path: Path) -> int:
     return int(path.name.split(".")[-2])
 
 
-def _read(path: Path, kind: type[_Document]) -> _Document:
+def read(path: Path, kind: type[_Document]) -> _Document:
     """A document of any schema up to ours, as a record of ours."""
     document = _load(path)
     for schema in range(_schema(document, path), SCHEMA):

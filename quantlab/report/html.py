@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from quantlab.records import Run
-from quantlab.report import charts, damage, figures, flips, forest, rows
+from quantlab.report import answer, charts, damage, figures, flips, forest, rows
 from quantlab.report.clean import clean
 
 
@@ -25,8 +25,8 @@ def to_html(run: Run) -> str:
     """The whole page, self-contained."""
     run = clean(run)
     table = rows.rows(run)
-    style, script = _page_files("css", "report", "damage", "flips"), _page_files("js", "report", "flips")
-    page: str = _environment().get_template("template.html").render(
+    return page(
+        "template.html",
         run=run,
         rows=table,
         task_rows=rows.task_rows(run),
@@ -34,6 +34,7 @@ def to_html(run: Run) -> str:
         places=rows.ends(run),
         size_panel=charts.size_panel(run, table),
         speed_panels=charts.speed_panels(run, table),
+        answer_charts=answer.charts(run, table),
         forests=forest.forests(run),
         flips=flips.shown(run),
         categories=flips.categories(run),
@@ -41,15 +42,23 @@ def to_html(run: Run) -> str:
         damage=damage.charts(run),
         damage_words=damage.words,
         notes=rows.notes(run),
-        statuses=rows.STATUSES,
-        meanings=rows.MEANINGS,
         claim=rows.claim(run),
         intervals=rows.intervals(run),
+    )  # fmt: skip
+
+
+def page(template: str, **words: Any) -> str:
+    """A template with the page's own style and script, and the policy that allows only these."""
+    style, script = _page_files("css", "report", "damage", "flips", "several"), _page_files("js", "report", "flips")
+    said: str = _environment().get_template(template).render(
+        statuses=rows.STATUSES,
+        meanings=rows.MEANINGS,
         style=style,
         script=script,
         policy_of_content=_policy(style, script),
+        **words,
     )  # fmt: skip
-    return page
+    return said
 
 
 def fields(record: Any) -> list[tuple[str, str]]:
