@@ -78,9 +78,37 @@ def _prompts(candidate: Candidate) -> dict[str, str]:
 
 
 def _plain(record: msgspec.Struct | None) -> dict[str, Any]:
-    """A record as fields; its summary is words and changes no number."""
+    """A record as dotted fields; its summary is words and changes no number."""
     fields = msgspec.to_builtins(record) if record is not None else {}
-    return {name: value for name, value in fields.items() if name != "summary"}
+    return dict(_flat("", {name: value for name, value in fields.items() if name != "summary"}))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Inner records field by field; a list of records one by one, by task where they are tasks."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _flat(f"{name}.{key}" if name else str(key), each)
+    elif isinstance(value, list | tuple) and value and all(isinstance(each, dict) for each in value):
+        for place, each in enumerate(value, 1):
+            yield f"{name}.{each.get('task', place)}", ", ".join(_said(each))
+    else:
+        yield name, value
+
+
+def _said(record: dict[str, Any]) -> Iterator[str]:
+    """What a record of a list says beyond its name and the usual: "metric acc", "limit 40"."""
+    for key, value in record.items():
+        if value and key != "task" and (key, value) != ("images", "own"):
+            yield f"{key} {_words(value)}"
+
+
+def lifted(found: Mapping[str, tuple[Change, ...]]) -> tuple[tuple[Change, ...], dict[str, tuple[Change, ...]]]:
+    """Changes that every recipe has, once, and what is left of each."""
+    every = [set(each) for each in found.values()]
+    shared = set.intersection(*every) if len(every) > 1 else set()
+    first = next(iter(found.values()), ())
+    left = {name: tuple(change for change in each if change not in shared) for name, each in found.items()}
+    return tuple(change for change in first if change in shared), left
 
 
 def _fields(

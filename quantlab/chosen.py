@@ -66,7 +66,7 @@ def nothing(book: Ledger) -> BadInput:
         return BadInput(
             f"the ledger holds no run to report, only {measured} entries of single stages.",
             place=str(book.root),
-            cure="`quantlab recommend --ledger` reads entries; `quantlab run` with the same words takes them into a run.",
+            cure="`quantlab recommend --model M --gpu G --ledger FOLDER` weighs entries; a page needs the run that made them.",
         )
     return BadInput(
         "the ledger holds no run to report.",

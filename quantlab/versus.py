@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import msgspec
 
 from quantlab import judge
-from quantlab.changes import between, device, recipe_changes
+from quantlab.changes import between, device, lifted, recipe_changes
 from quantlab.records import SCHEMA, Accuracy, Candidate, Comparison, Policy, Run
 from quantlab.records.versus import RecipePair, Side, SpeedPair, Versus
 from quantlab.speedpairs import speed_pairs
@@ -49,6 +49,7 @@ def versus(
     old = {each.recipe_name: each for each in before.candidates}
     new = {each.recipe_name: each for each in after.candidates}
     units = _units(before, after, left, right)
+    shared, own = lifted({name: recipe_changes(old[name], new[name]) for name in old if name in new})
     pairs = []
     for name in dict.fromkeys([*old, *new]):
         if name not in old or name not in new:
@@ -58,14 +59,15 @@ def versus(
         here = device(before, old[name]), device(after, new[name])
         same = units or ("" if here[0] == here[1] else f"another device: {here[1]} against {here[0]}")
         speed = speed_pairs(old[name], new[name], max_slower, same)
-        pairs.append(_pair(old[name], new[name], items, speed, after.policy))
+        pair = _pair(old[name], new[name], items, speed, after.policy)
+        pairs.append(msgspec.structs.replace(pair, changes=own[name]))
     return Versus(
         schema=SCHEMA,
         before=_side(before, names[0]),
         after=_side(after, names[1]),
         policy=after.policy,
         max_slower=max_slower,
-        changes=between(before, after),
+        changes=(*between(before, after), *shared),
         pairs=tuple(pairs),
         summary=summary(pairs),
         notes=tuple(_notes(before, after, units)),
@@ -113,7 +115,6 @@ def _pair(
         recipe_name=new.recipe_name,
         status=status,  # type: ignore[arg-type]
         reason=reason,
-        changes=recipe_changes(old, new),
         before=old.verdict,
         after=new.verdict,
         comparison=comparison,
@@ -136,6 +137,8 @@ def _compared(
     if old.accuracy is None or new.accuracy is None:
         which = "neither run" if old.accuracy is new.accuracy else "only one of the runs"
         return None, f"{which} scored it."
+    if old.accuracy == new.accuracy:
+        return None, "both runs show the same measurement."
     for side, items in (("earlier", left), ("later", right)):
         if isinstance(items, str):
             return None, f"{side} run: {items}."
@@ -188,7 +191,9 @@ def _rest(status: str, reason: str, timed: int) -> tuple[str, str]:
 
 
 def _same_entries(old: Candidate, new: Candidate) -> bool:
-    return bool(old.identities) and old.identities == new.identities
+    """The records themselves, not their identities: two machines give one identity two measurements."""
+    measured = (old.accuracy, old.throughput, old.fidelity, old.canary)
+    return any(measured) and measured == (new.accuracy, new.throughput, new.fidelity, new.canary)
 
 
 def _alone(name: str, old: Candidate | None, new: Candidate | None) -> RecipePair:

@@ -3,10 +3,13 @@
     write(run, folder, stem)   {stem}.html, {stem}.md, {stem}.json, each written whole or not at all
     terminal(run, console)     the table and the verdicts on a screen of any width
     to_html, to_markdown, to_json
+    write_versus, write_several   run against run; a page over several runs with every run's own beside it
 
     figures    numbers as a person reads them           clean     other people's texts made harmless
     rows       the run as rows, shared by all faces     charts, forest, damage, scale    where marks lie
     html + page/, markdown, screen                      the faces
+    answer                                              charts of load and crossover
+    versus, overview                                    faces of two runs, of many
 
 Nothing is measured, judged or looked up here: what a face says stands in the record.
 """
@@ -15,16 +18,18 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantlab.errors import BadInput, LedgerProblem
 from quantlab.records import Run, encode
+from quantlab.records.versus import Versus
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["terminal", "to_html", "to_json", "to_markdown", "write"]
+__all__ = ["terminal", "to_html", "to_json", "to_markdown", "write", "write_several", "write_versus"]
 
 
 def write(run: Run, folder: Path, stem: str) -> dict[str, Path]:
@@ -38,7 +43,32 @@ def write(run: Run, folder: Path, stem: str) -> dict[str, Path]:
     """
     if not stem or Path(stem).name != stem or stem.startswith(".") or "\x00" in stem:
         raise BadInput(f"{stem!r} is not a plain file name", place="report", cure="Use letters, digits and dashes.")
-    texts = {"html": to_html(run).encode(), "md": to_markdown(run).encode(), "json": to_json(run)}
+    return _written(folder, stem, {"html": to_html(run).encode(), "md": to_markdown(run).encode(), "json": to_json(run)})
+
+
+def write_versus(found: Versus, folder: Path, stem: str) -> dict[str, Path]:
+    """The three files of run against run, as `write`."""
+    from quantlab.report import versus
+
+    texts = {"html": versus.to_html(found).encode(), "md": versus.to_markdown(found).encode(), "json": encode(found)}
+    return _written(folder, stem, texts)
+
+
+def write_several(runs: Sequence[tuple[str, Run]], folder: Path, stem: str = "index") -> dict[str, Path]:
+    """The page over several runs, named by their stems, and every run's own files beside it.
+
+    Returns:
+        The paths of the page over all.
+    """
+    from quantlab.report import overview
+
+    for name, run in runs:
+        write(run, folder, name)
+    texts = {"html": overview.to_html(runs).encode(), "md": overview.to_markdown(runs).encode()}
+    return _written(folder, stem, texts | {"json": encode([run for _, run in runs])})
+
+
+def _written(folder: Path, stem: str, texts: Mapping[str, bytes]) -> dict[str, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return {kind: _replace(folder / f"{stem}.{kind}", text) for kind, text in texts.items()}

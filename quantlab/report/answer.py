@@ -1,6 +1,6 @@
 """Where marks lie in the two charts that answer "which precision at which load": each line a recipe, each mark a batch.
 
-The first puts tokens a second of one GPU (what it earns) against tokens a second of one user (what is felt): a batch
+The first puts tokens a second of all users together (what the device earns) against those of one (what is felt): a batch
 buys the one with the other, and a better precision pushes the line outwards. The second puts the speed of every
 recipe over that of the baseline, batch by batch: where two lines cross, the faster of the two changes. Batches lie on
 logarithms, so that 1 and 4 are as far apart as 64 and 256. A mark carries the spread of its repeats; cells that failed
@@ -27,8 +27,6 @@ class Line:
     series: int
     name: str
     marks: tuple[Mark, ...]
-    label: Mark
-    """The mark that carries the name."""
 
     @property
     def pieces(self) -> list[tuple[Mark, Mark]]:
@@ -114,11 +112,11 @@ def _load(rows: Sequence[Row], speeds: Speeds, isl: int, osl: int, absent: tuple
         ]
         lines.append(_line(rows, row, marks))
     return Chart(
-        title=f"Speed of the GPU against speed of a user, {isl} in, {osl} out",
+        title=f"Speed for all users against speed for one, {isl} in, {osl} out",
         hint="up and right is better; a mark is a batch",
         x_title="tokens/s of one user",
-        y_title="tokens/s of the GPU",
-        lines=_apart(lines),
+        y_title="tokens/s of all users together",
+        lines=tuple(lines),
         x_ticks=_powers(min(users), max(users), across),
         y_ticks=_powers(min(every), max(every), down),
         absent=absent,
@@ -152,7 +150,7 @@ def _crossover(rows: Sequence[Row], speeds: Speeds, isl: int, osl: int) -> Chart
         hint="up is faster; lines that cross change places",
         x_title="batch",
         y_title=f"speed over {base[0].name}",
-        lines=_apart(lines),
+        lines=tuple(lines),
         x_ticks=tuple(Tick(across(math.log(batch)), f"{batch:,}") for batch in batches),
         y_ticks=tuple(Tick(down(value), f"{value:g}x") for value in ticks(low, high, 5)),
         one=down(1.0),
@@ -239,7 +237,7 @@ def _mark(
 def _tip(row: Row, cell: Cell, number: Number) -> str:
     rate = _rate(cell)
     spread = "" if rate.low is None or rate.high is None else f" [{figures.three(rate.low)}, {figures.three(rate.high)}]"
-    facts = [f"{row.name}, batch {cell.batch}", f"{figures.three(rate.value)}{spread} tokens/s of the GPU"]
+    facts = [f"{row.name}, batch {cell.batch}", f"{figures.three(rate.value)}{spread} tokens/s of all users together"]
     facts.append(f"{figures.three(rate.value / cell.batch)} tokens/s of one user")
     if number.unit == "ratio":
         facts.append(f"{figures.times(number.value)} of the baseline's")
@@ -249,12 +247,4 @@ def _tip(row: Row, cell: Cell, number: Number) -> str:
 
 
 def _line(rows: Sequence[Row], row: Row, marks: list[Mark]) -> Line:
-    return Line(rows.index(row), row.name, tuple(marks), marks[-1])
-
-
-def _apart(lines: list[Line]) -> tuple[Line, ...]:
-    """Names that would lie on each other move down; colours and shapes say whose they are in any case."""
-    from quantlab.report.charts import spread
-
-    moved = {mark.series: mark for mark in spread([line.label for line in lines])}
-    return tuple(Line(line.series, line.name, line.marks, moved[line.series]) for line in lines)
+    return Line(rows.index(row), row.name, tuple(marks))

@@ -123,7 +123,7 @@ def _panel(
     return Panel(
         title=title,
         x_title=x_title,
-        marks=spread([_mark(rows, row, x, across, down) for row, x in drawn]),
+        marks=_spread([_mark(rows, row, x, across, down) for row, x in drawn]),
         x_ticks=tuple(Tick(across(x), f"{x:,g}") for x in ticks(0, widest, 4)),
         y_ticks=labelled(low, high, down),
         zero=down(0),
@@ -166,7 +166,7 @@ def tip(row: Row) -> str:
     return "\n".join(facts)
 
 
-def spread(marks: Sequence[Mark]) -> tuple[Mark, ...]:
+def _spread(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     """Move labels apart where marks lie close together; the marks stay where they are."""
     placed: list[Mark] = []
     for mark in sorted(marks, key=lambda each: each.y):

@@ -9,11 +9,13 @@ face escapes for its own language.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from quantlab.records import Run
+
+Record = TypeVar("Record", bound=msgspec.Struct)
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _INVISIBLE = re.compile("[\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -21,7 +23,12 @@ _INVISIBLE = re.compile("[\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\ud
 
 def clean(run: Run) -> Run:
     """The same run with every text free of control, direction-changing and half characters."""
-    return msgspec.convert(_walk(msgspec.to_builtins(run)), Run)
+    return cleaned(run)
+
+
+def cleaned(record: Record) -> Record:
+    """Any record of ours, likewise."""
+    return msgspec.convert(_walk(msgspec.to_builtins(record)), type(record))
 
 
 def plain(text: str) -> str:
