@@ -44,6 +44,13 @@ def recipe_changes(old: Candidate, new: Candidate) -> tuple[Change, ...]:
     return tuple(found)
 
 
+def engine_change(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Change, ...]:
+    """Another version of the engine that measured a recipe, where both are known."""
+    if name not in before or name not in after:
+        return ()
+    return tuple(_fields("engine", {"version": before[name]}, {"version": after[name]}))
+
+
 def device(run: Run, candidate: Candidate) -> str:
     """Where the recipe was timed; the machine's first GPU or CPU where it was not."""
     if candidate.throughput is not None:

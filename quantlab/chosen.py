@@ -37,7 +37,7 @@ def choose(book: Ledger, word: str) -> Chosen:
         return Chosen(path.stem, read(path, Run), _around(path))
     files = {file.stem: file for file in book.run_documents()}
     for stem in reversed(files):
-        if word and (stem.startswith(word) or stem.rpartition("-")[2].startswith(word) and len(word) >= 4):
+        if word and (stem.startswith(word) or (len(word) >= 4 and stem.rpartition("-")[2].startswith(word))):
             return Chosen(stem, read(files[stem], Run), book)
     runs = {stem: read(file, Run) for stem, file in reversed(files.items())}
     for fits in (str.__eq__, str.startswith):
@@ -66,7 +66,7 @@ def nothing(book: Ledger) -> BadInput:
         return BadInput(
             f"the ledger holds no run to report, only {measured} entries of single stages.",
             place=str(book.root),
-            cure="`quantlab recommend --model M --gpu G --ledger FOLDER` weighs entries; a page needs the run that made them.",
+            cure="`quantlab recommend --model M --gpu G --ledger FOLDER` weighs entries; a page needs a run.",
         )
     return BadInput(
         "the ledger holds no run to report.",

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import msgspec
 
 from quantlab import judge
-from quantlab.changes import between, device, lifted, recipe_changes
+from quantlab.changes import between, device, engine_change, lifted, recipe_changes
 from quantlab.records import SCHEMA, Accuracy, Candidate, Comparison, Policy, Run
 from quantlab.records.versus import RecipePair, Side, SpeedPair, Versus
 from quantlab.speedpairs import speed_pairs
@@ -35,6 +35,7 @@ def versus(
     *,
     names: tuple[str, str] = ("before", "after"),
     max_slower: float = MAX_SLOWER,
+    engines: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
 ) -> Versus:
     """Hold `after` against `before`, recipe by recipe, under the policy of `after`.
 
@@ -45,11 +46,14 @@ def versus(
         right: items of `after`.
         names: of the two runs, for the report.
         max_slower: percent of speed that a cell may lose.
+        engines: recipe -> version of the engine that measured it, of both runs, where known.
     """
     old = {each.recipe_name: each for each in before.candidates}
     new = {each.recipe_name: each for each in after.candidates}
     units = _units(before, after, left, right)
-    shared, own = lifted({name: recipe_changes(old[name], new[name]) for name in old if name in new})
+    shared, own = lifted(
+        {name: (*engine_change(name, *engines), *recipe_changes(old[name], new[name])) for name in old if name in new}
+    )
     pairs = []
     for name in dict.fromkeys([*old, *new]):
         if name not in old or name not in new:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from quantlab.report import write
+from quantlab.report import write, write_several, write_versus
+from quantlab.versus import versus
 from tests.report_runs import bare, demo, gpu, hostile
+from tests.versus_runs import items, run, sweep
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -34,7 +36,14 @@ FLAGS = (
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("report")
     runs = {"demo": demo, "gpu": gpu, "hostile": hostile, "bare": bare}
-    return {name: write(make(), folder, name)["html"].as_uri() for name, make in runs.items()}
+    made = {name: write(make(), folder, name)["html"] for name, make in runs.items()}
+    made["sweep"] = write(sweep(), folder, "sweep")["html"]
+    worse = versus(run(30, 200.0), run(90, 150.0), {"fp8": {"facts": items(30)}}, {"fp8": {"facts": items(90)}})
+    made["versus"] = write_versus(worse, folder, "versus")["html"]
+    made["versus_hostile"] = write_versus(versus(demo(), hostile(), {}, {}), folder, "versus_hostile")["html"]
+    several = [("one", demo()), ("two", gpu()), ("three", hostile())]
+    made["several"] = write_several(several, folder / "several")["html"]
+    return {name: path.as_uri() for name, path in made.items()}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +83,10 @@ def show(chrome: Any, pages: dict[str, str]) -> Iterator[Any]:
     assert {url for url in urls if not url.startswith("data:")} <= set(seen)
 
 
-@pytest.mark.parametrize("name", ["demo", "gpu", "hostile", "bare"])
+EVERY = ["demo", "gpu", "hostile", "bare", "sweep", "versus", "versus_hostile", "several"]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_the_page_never_scrolls_sideways(show: Any, name: str) -> None:
     page = show(name, 360)
     page.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; });")
@@ -92,7 +104,7 @@ def test_the_charts_are_drawn(show: Any) -> None:
     page = show("gpu")
     visible = ".filter((mark) => mark.getBoundingClientRect().width > 4).length"
     assert (
-        page.execute_script(f"return [...document.querySelectorAll('.point .mark')]{visible}") == 6
+        page.execute_script(f"return [...document.querySelectorAll('#tradeoff .point .mark')]{visible}") == 6
     )  # three recipes against size and, one cell at a time, against speed
     inside = """return [...document.querySelectorAll('.point .mark')].every((mark) => {
         const box = mark.getBoundingClientRect(), panel = mark.closest('svg.panel').getBoundingClientRect();
@@ -218,6 +230,61 @@ def test_categories_say_which_are_sure(show: Any) -> None:
     assert all("no" in row.split() for row in found[1:])
 
 
+def test_load_and_crossover_are_drawn_with_their_numbers(show: Any) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    page = show("sweep")
+    figures = page.find_elements(By.CSS_SELECTOR, ".answer-charts figure")
+    assert len(figures) == 2
+    marks = [len(each.find_elements(By.CSS_SELECTOR, ".point")) for each in figures]
+    assert marks == [8, 8]  # three recipes at three batches, one cell of which is invalid
+    assert "fp8, batch 4: two sequences fell apart" in figures[0].text
+    assert "bf16 is ahead" not in figures[1].text
+    assert "int4_awq is ahead at batch 4, fp8 at batch 64" not in figures[1].text  # not neighbours that both have
+    assert "int4_awq is ahead at batch 1, fp8 at batch 64" in figures[1].text
+    point = figures[0].find_element(By.CSS_SELECTOR, ".point.s2 .mark")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", point)
+    ActionChains(page).move_to_element(point).perform()
+    assert "int4_awq, batch 1" in page.find_element(By.ID, "tip").text
+    inside = """return [...document.querySelectorAll('.answer-charts .point .mark')].every((mark) => {
+        const box = mark.getBoundingClientRect(), panel = mark.closest('svg.panel').getBoundingClientRect();
+        return box.width > 4 && box.left >= panel.left && box.right <= panel.right && box.top >= panel.top;
+    })"""
+    assert page.execute_script(inside)
+
+
+def test_run_against_run_says_what_got_worse(show: Any) -> None:
+    page = show("versus", 390)
+    card = page.execute_script("return document.querySelector('.card.regression').innerText")
+    assert "fp8" in card
+    assert "10.0 points" in card.replace("−", "-")
+    slower = "return [...document.querySelectorAll('#speed .slower')].filter((each) => each.checkVisibility()).length"
+    assert page.execute_script(slower) > 0
+
+
+def test_several_runs_are_filtered_and_lead_to_their_pages(show: Any, chrome: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
+
+    page = show("several")
+    rows = "return [...document.querySelectorAll('#run-table tbody tr')].filter((row) => !row.hidden).length"
+    assert page.execute_script(rows) == 15
+    Select(page.find_element(By.CSS_SELECTOR, "[data-filter=recipe]")).select_by_visible_text("fp8")
+    assert page.execute_script(rows) == 2
+    assert page.find_element(By.CSS_SELECTOR, ".filterable output").text == "2 of 15"
+    links = page.execute_script("return [...document.querySelectorAll('#run-table a')].map((a) => a.href)")
+    assert all(Path(link.removeprefix("file://")).is_file() for link in links)
+    assert {Path(link).name for link in links} == {"one.html", "two.html", "three.html"}
+
+
+@pytest.mark.parametrize("name", ["hostile", "versus_hostile", "several"])
+def test_hostile_markup_runs_nowhere(show: Any, name: str) -> None:
+    page = show(name)
+    assert page.execute_script("return window.pwned") is None
+    assert page.execute_script("return document.querySelectorAll('img, main script').length") == 0
+
+
 def test_hostile_markup_is_inert(show: Any) -> None:
     page = show("hostile")
     assert page.execute_script("return window.pwned") is None
@@ -264,9 +331,10 @@ return low;
 """
 
 
+@pytest.mark.parametrize("name", ["demo", "sweep", "versus", "several"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_is_aa(show: Any, scheme: str) -> None:
-    page = show("demo", scheme=scheme)
+def test_contrast_is_aa(show: Any, scheme: str, name: str) -> None:
+    page = show(name, scheme=scheme)
     page.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; });")
     dark = page.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(18, 21, 26)"
     assert dark == (scheme == "dark")

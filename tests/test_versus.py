@@ -19,7 +19,7 @@ from quantlab.report import versus as face
 from quantlab.versus import failed, unjudged, versus
 from tests.ledger_samples import entry
 from tests.report_runs import demo, gpu, hostile
-from tests.versus_runs import changed, items, run
+from tests.versus_runs import changed, items, run, sweep
 
 
 def held(before: Any, after: Any, left: Any = None, right: Any = None, **words: Any) -> tuple[Versus, RecipePair]:
@@ -160,6 +160,26 @@ def test_a_word_finds_the_newest_run_it_fits(tmp_path: Path) -> None:
         choose(book, "")
 
 
+def test_the_engines_version_comes_from_the_entries_and_bad_tables_are_named(tmp_path: Path) -> None:
+    from quantlab.pipeline.compared import compared
+    from quantlab.records import digest
+
+    book = Ledger(tmp_path)
+    chosen = []
+    for wrong, version in ((30, "vllm 0.23.0"), (31, "vllm 0.24.0")):
+        identity = digest(wrong)
+        book.append(changed(entry("throughput", identity), spec={"artifact": {"engine_version": version}}))
+        one = run(wrong)
+        one = changed(one, candidates=(changed(one.candidates[0], identities={"throughput": identity}),))
+        table = book.path(one.candidates[0].accuracy.items)
+        table.parent.mkdir(parents=True)
+        table.write_bytes(b"no Parquet")
+        chosen.append(choose(book, book.save_run(one).stem))
+    found = compared(*chosen)
+    assert ("engine", "version", "vllm 0.24.0") in [(c.part, c.name, c.after) for c in found.pairs[0].changes]
+    assert "cannot be read" in found.pairs[0].reason
+
+
 def report(book: Ledger, *words: str) -> Any:
     return CliRunner().invoke(cli, ["report", "--ledger", str(book.root), *words])
 
@@ -209,3 +229,26 @@ def test_all_runs_stand_on_one_page_with_links_that_lead_somewhere(tmp_path: Pat
     assert len(links) == 3
     assert all((book.root / "reports" / link).is_file() for link in links)
     assert report(book, "--all", "--json").output.encode().strip() == encode(book.runs())
+
+
+def test_a_crossing_within_the_spread_is_called_a_tie() -> None:
+    from quantlab.report.answer import charts
+    from quantlab.report.rows import rows
+
+    found = sweep()
+    ((load, over),) = charts(found, rows(found))
+    assert [line.name for line in load.lines] == ["bf16", "fp8", "int4_awq"]
+    assert over.crossings == ("int4_awq is ahead at batch 1, fp8 at batch 64",)
+    wide = changed(found, candidates=tuple(_wider(each) for each in found.candidates))
+    ((_, over),) = charts(wide, rows(wide))
+    assert over.crossings[0].endswith("a tie within the spread of the repeats")
+    assert charts(demo(), rows(demo())) == []  # emulated, so that no speed is a format's own
+
+
+def _wider(candidate: Any) -> Any:
+    cells = []
+    for cell in candidate.throughput.cells:
+        rate = cell.tokens_per_second
+        wide = changed(rate, low=0.5 * rate.value, high=2 * rate.value) if rate else None
+        cells.append(changed(cell, tokens_per_second=wide))
+    return changed(candidate, throughput=changed(candidate.throughput, cells=tuple(cells)))

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from quantlab.judge import Items
-from quantlab.records import Accuracy, Candidate, Number, Run, TaskScore, Throughput
+from quantlab.records import Accuracy, Candidate, Cell, Number, Run, TaskScore, Throughput
 from tests.report_parts import throughput
 from tests.report_runs import gpu
 
@@ -53,3 +53,20 @@ def run(wrong: int = 30, speed: float = 170.0, numerics: Any = "native", device:
     return changed(base, candidates=(fp8,), created=f"2026-11-24T18:00:{wrong % 60:02d}Z")
 
 
+def sweep() -> Run:
+    """Three recipes on a GPU over batches 1, 4 and 64: fp8 overtakes int4_awq, and one of its cells is invalid."""
+    speeds = {"bf16": (286, 1153, 13472), "fp8": (300, None, 17000), "int4_awq": (367, 1444, 14081)}
+    timed = [changed(each, throughput=_cells(each, speeds[each.recipe_name])) for each in gpu().candidates[:3]]
+    return changed(gpu(), candidates=tuple(timed))
+
+
+def _cells(candidate: Candidate, speeds: tuple[float | None, ...]) -> Throughput:
+    assert candidate.throughput is not None
+    cells = []
+    for batch, speed in zip((1, 4, 64), speeds, strict=True):
+        if speed is None:
+            cells.append(Cell(isl=128, osl=256, batch=batch, valid=False, reason="two sequences fell apart"))
+            continue
+        rate = Number(value=speed, unit="tokens/s", n=4, low=0.99 * speed, high=1.01 * speed)
+        cells.append(Cell(isl=128, osl=256, batch=batch, tokens_per_second=rate))
+    return changed(candidate.throughput, cells=tuple(cells))

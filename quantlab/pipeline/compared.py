@@ -30,7 +30,28 @@ def compared(before: Chosen, after: Chosen, max_slower: float = MAX_SLOWER) -> V
             f"{max_slower:g} is no loss of speed.", place="--max-slower", cure="Give percent from 0 to below 100."
         )
     left, right = ({each.recipe_name: _items(side, each) for each in side.run.candidates} for side in (before, after))
-    return versus(before.run, after.run, left, right, names=(before.name, after.name), max_slower=max_slower)
+    return versus(
+        before.run,
+        after.run,
+        left,
+        right,
+        names=(before.name, after.name),
+        max_slower=max_slower,
+        engines=(_engines(before), _engines(after)),
+    )
+
+
+def _engines(side: Chosen) -> dict[str, str]:
+    """Recipe -> version of the engine that measured it, from the ledger's entries; those that are not here are left
+    out."""
+    found = {}
+    for candidate in side.run.candidates:
+        for stage in ("throughput", "accuracy", "fidelity", "canary"):
+            entry = side.ledger.find(stage, candidate.identities[stage]) if stage in candidate.identities else None
+            version = entry.spec.get("artifact", {}).get("engine_version") if entry else None
+            if version:
+                found.setdefault(candidate.recipe_name, version)
+    return found
 
 
 def _items(side: Chosen, candidate: Candidate) -> dict[str, Items] | str:
@@ -43,4 +64,7 @@ def _items(side: Chosen, candidate: Candidate) -> dict[str, Items] | str:
     relative = PurePath(found.items)
     if relative.is_absolute() or ".." in relative.parts or not side.ledger.path(found.items).is_file():
         return f"the table of its items is not here ({found.items}); copy the ledger's files/ along"
-    return {task: table.items() for task, table in items_by_task(side.ledger, found).items()}
+    try:
+        return {task: table.items() for task, table in items_by_task(side.ledger, found).items()}
+    except (OSError, ValueError, KeyError) as error:
+        return f"the table of its items cannot be read ({type(error).__name__}: {error}); score it again"

@@ -43,7 +43,9 @@ def write(run: Run, folder: Path, stem: str) -> dict[str, Path]:
     """
     if not stem or Path(stem).name != stem or stem.startswith(".") or "\x00" in stem:
         raise BadInput(f"{stem!r} is not a plain file name", place="report", cure="Use letters, digits and dashes.")
-    return _written(folder, stem, {"html": to_html(run).encode(), "md": to_markdown(run).encode(), "json": to_json(run)})
+    return _written(
+        folder, stem, {"html": to_html(run).encode(), "md": to_markdown(run).encode(), "json": to_json(run)}
+    )
 
 
 def write_versus(found: Versus, folder: Path, stem: str) -> dict[str, Path]:
@@ -65,7 +67,7 @@ def write_several(runs: Sequence[tuple[str, Run]], folder: Path, stem: str = "in
     for name, run in runs:
         write(run, folder, name)
     texts = {"html": overview.to_html(runs).encode(), "md": overview.to_markdown(runs).encode()}
-    return _written(folder, stem, texts | {"json": encode([run for _, run in runs])})
+    return _written(folder, stem, texts | {"json": encode(overview.plain(runs))})
 
 
 def _written(folder: Path, stem: str, texts: Mapping[str, bytes]) -> dict[str, Path]:

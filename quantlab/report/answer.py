@@ -1,7 +1,7 @@
 """Where marks lie in the two charts that answer "which precision at which load": each line a recipe, each mark a batch.
 
-The first puts tokens a second of all users together (what the device earns) against those of one (what is felt): a batch
-buys the one with the other, and a better precision pushes the line outwards. The second puts the speed of every
+The first puts tokens a second of all users together (what the device earns) against those of one (what is felt): a
+batch buys the one with the other, and a better precision pushes the line outwards. The second puts the speed of every
 recipe over that of the baseline, batch by batch: where two lines cross, the faster of the two changes. Batches lie on
 logarithms, so that 1 and 4 are as far apart as 64 and 256. A mark carries the spread of its repeats; cells that failed
 a check are named under the chart. Speeds of other kernels than the format's own are not drawn.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from quantlab.records import Cell, Number, Run
 from quantlab.report import figures
@@ -31,7 +32,7 @@ class Line:
     @property
     def pieces(self) -> list[tuple[Mark, Mark]]:
         """Straight ways between neighbours."""
-        return list(zip(self.marks, self.marks[1:], strict=False))
+        return list(pairwise(self.marks))
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ Speeds = list[tuple[Row, list[Cell]]]
 
 
 def charts(run: Run, rows: Sequence[Row]) -> list[tuple[Chart, ...]]:
-    """The charts of every pair of lengths where some recipe has a speed of its own at two batches or more."""
+    """The charts of every pair of lengths where two recipes have speeds of their own, one at two
+    batches or more."""
     timed = [row for row in rows if row.candidate.throughput]
     shapes = dict.fromkeys((c.isl, c.osl) for row in timed if (t := row.candidate.throughput) for c in t.cells)
     found = []
     for isl, osl in shapes:
         speeds, absent = _speeds(timed, isl, osl)
-        if any(len(cells) > 1 for _, cells in speeds):
+        if len(speeds) > 1 and any(len(cells) > 1 for _, cells in speeds):
             over = _crossover(rows, speeds, isl, osl)
             found.append((_load(rows, speeds, isl, osl, absent), *([over] if over else [])))
     return found
@@ -181,7 +183,8 @@ def _crossings(found: Sequence[tuple[str, dict[tuple[str, int], Number]]], batch
     for place, (one, ratios) in enumerate(found):
         for other, _ in found[place + 1 :]:
             both = [b for b in batches if (one, b) in ratios and (other, b) in ratios]
-            for left, right in zip(both, both[1:], strict=False):
+            both = [b for b in both if ratios[one, b].value != ratios[other, b].value]
+            for left, right in pairwise(both):
                 a, b = ((ratios[one, at], ratios[other, at]) for at in (left, right))
                 if (a[0].value - a[1].value) * (b[0].value - b[1].value) < 0:
                     first, then = (one, other) if a[0].value > a[1].value else (other, one)
@@ -236,7 +239,9 @@ def _mark(
 
 def _tip(row: Row, cell: Cell, number: Number) -> str:
     rate = _rate(cell)
-    spread = "" if rate.low is None or rate.high is None else f" [{figures.three(rate.low)}, {figures.three(rate.high)}]"
+    spread = (
+        "" if rate.low is None or rate.high is None else f" [{figures.three(rate.low)}, {figures.three(rate.high)}]"
+    )
     facts = [f"{row.name}, batch {cell.batch}", f"{figures.three(rate.value)}{spread} tokens/s of all users together"]
     facts.append(f"{figures.three(rate.value / cell.batch)} tokens/s of one user")
     if number.unit == "ratio":

@@ -65,7 +65,7 @@ def places(runs: Sequence[tuple[str, Run]]) -> list[Place]:
 def summary(runs: Sequence[tuple[str, Run]]) -> str:
     """What the page holds, counted."""
     models = list(dict.fromkeys(run.model.word for _, run in runs))
-    found = [candidate.verdict.status for _, run in runs for candidate in run.candidates]
+    found: list[str] = [candidate.verdict.status for _, run in runs for candidate in run.candidates]
     counts = [f"{found.count(status)} {status}" for status in rows.STATUSES if found.count(status)]
     word = "run" if len(runs) == 1 else "runs"
     of = models[0] if len(models) == 1 else f"{len(models)} models"
@@ -100,6 +100,28 @@ def to_markdown(runs: Sequence[tuple[str, Run]]) -> str:
         for place in places(runs)
     ]
     return f"# Precision reports\n\n{text(summary(runs))}\n\n{table([*HEADER, 'device', 'run'], body)}\n"
+
+
+def plain(runs: Sequence[tuple[str, Run]]) -> list[dict[str, object]]:
+    """The table as data, exact and not cleaned; the runs themselves lie beside it, each under its name."""
+    return [
+        {
+            "run": place.stem,
+            "created": place.run.created,
+            "model": place.run.model.word,
+            "engine": place.run.engine,
+            "suite": place.run.suite_name,
+            "device": place.device,
+            "recipe": place.row.name,
+            "verdict": place.row.status,
+            "difference": place.row.difference,
+            "kl_nats": place.kl,
+            "bytes": place.row.bytes,
+            "numerics": place.row.how,
+            "cells": place.speeds,
+        }
+        for place in places(runs)
+    ]
 
 
 def terminal(runs: Sequence[tuple[str, Run]], console: Console) -> None:

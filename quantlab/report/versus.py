@@ -55,7 +55,9 @@ def speed(pair: RecipePair) -> str:
     ratios = [cell.ratio for cell in pair.speed if cell.ratio is not None]
     if not ratios:
         return figures.NOTHING
-    span = f"{figures.times(min(ratios))} to {figures.times(max(ratios))}" if len(ratios) > 1 else figures.times(ratios[0])
+    span = (
+        f"{figures.times(min(ratios))} to {figures.times(max(ratios))}" if len(ratios) > 1 else figures.times(ratios[0])
+    )
     counts = {word: sum(cell.finding == word for cell in pair.speed) for word in ("slower", "faster", "not judged")}
     return ", ".join([span, *(f"{count} {word}" for word, count in counts.items() if count)])
 
@@ -64,7 +66,11 @@ def rate(number: Number | None) -> str:
     """Tokens a second with the spread of its repeats."""
     if number is None:
         return figures.NOTHING
-    ends = "" if number.low is None or number.high is None else f" [{figures.three(number.low)}, {figures.three(number.high)}]"
+    ends = (
+        ""
+        if number.low is None or number.high is None
+        else f" [{figures.three(number.low)}, {figures.three(number.high)}]"
+    )
     return figures.three(number.value) + ends
 
 
