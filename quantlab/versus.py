@@ -23,6 +23,7 @@ from quantlab.speedpairs import speed_pairs
 Tables = Mapping[str, Mapping[str, judge.Items] | str]
 """Recipe -> items by task, or why they are not here."""
 
+AWAY = "the items are not here"
 MAX_SLOWER = 5.0
 """Percent of speed that may be lost, by default; between two sessions of one machine a few percent are usual."""
 
@@ -59,10 +60,9 @@ def versus(
         if name not in old or name not in new:
             pairs.append(_alone(name, old.get(name), new.get(name)))
             continue
-        items = (left.get(name, "the items are not here"), right.get(name, "the items are not here"))
-        here = device(before, old[name]), device(after, new[name])
-        same = units or ("" if here[0] == here[1] else f"another device: {here[1]} against {here[0]}")
-        speed = speed_pairs(old[name], new[name], max_slower, same)
+        items = (left.get(name, AWAY), right.get(name, AWAY))
+        refusal = units or _elsewhere(device(before, old[name]), device(after, new[name]))
+        speed = speed_pairs(old[name], new[name], max_slower, refusal)
         pair = _pair(old[name], new[name], items, speed, after.policy)
         pairs.append(msgspec.structs.replace(pair, changes=own[name]))
     return Versus(
@@ -213,6 +213,10 @@ def _alone(name: str, old: Candidate | None, new: Candidate | None) -> RecipePai
 def _bytes(candidate: Candidate) -> int | None:
     made = candidate.calibrated.checkpoint if candidate.calibrated else None
     return made.bytes or None if made and not made.simulated else None
+
+
+def _elsewhere(before: str, after: str) -> str:
+    return "" if before == after else f"another device: {after} against {before}"
 
 
 def _units(before: Run, after: Run, left: Tables, right: Tables) -> str:

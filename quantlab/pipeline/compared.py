@@ -44,7 +44,7 @@ def compared(before: Chosen, after: Chosen, max_slower: float = MAX_SLOWER) -> V
 def _engines(side: Chosen) -> dict[str, str]:
     """Recipe -> version of the engine that measured it, from the ledger's entries; those that are not here are left
     out."""
-    found = {}
+    found: dict[str, str] = {}
     for candidate in side.run.candidates:
         for stage in ("throughput", "accuracy", "fidelity", "canary"):
             entry = side.ledger.find(stage, candidate.identities[stage]) if stage in candidate.identities else None
