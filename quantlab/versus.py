@@ -41,10 +41,8 @@ def versus(
     """Hold `after` against `before`, recipe by recipe, under the policy of `after`.
 
     Args:
-        before: the run that sets the mark.
-        after: the run that is judged.
-        left: items of `before`.
-        right: items of `after`.
+        before, after: the run that sets the mark, and the one that is judged.
+        left, right: their items.
         names: of the two runs, for the report.
         max_slower: percent of speed that a cell may lose.
         engines: recipe -> version of the engine that measured it, of both runs, where known.
@@ -52,17 +50,16 @@ def versus(
     old = {each.recipe_name: each for each in before.candidates}
     new = {each.recipe_name: each for each in after.candidates}
     units = _units(before, after, left, right)
-    shared, own = lifted(
-        {name: (*engine_change(name, *engines), *recipe_changes(old[name], new[name])) for name in old if name in new}
-    )
+    both = [name for name in old if name in new]
+    shared, own = lifted({n: (*engine_change(n, *engines), *recipe_changes(old[n], new[n])) for n in both})
     pairs = []
     for name in dict.fromkeys([*old, *new]):
-        if name not in old or name not in new:
+        if name not in both:
             pairs.append(_alone(name, old.get(name), new.get(name)))
             continue
-        items = (left.get(name, AWAY), right.get(name, AWAY))
         refusal = units or _elsewhere(device(before, old[name]), device(after, new[name]))
         speed = speed_pairs(old[name], new[name], max_slower, refusal)
+        items = (left.get(name, AWAY), right.get(name, AWAY))
         pair = _pair(old[name], new[name], items, speed, after.policy)
         pairs.append(msgspec.structs.replace(pair, changes=own[name]))
     return Versus(
@@ -84,9 +81,9 @@ def failed(found: Versus) -> bool:
 
 
 def unjudged(found: Versus) -> bool:
-    """Two runs of which not one recipe could be compared: a gate that let this through would check nothing."""
-    judged = {"unchanged", "accept", "regression", "insufficient"}
-    return not any(pair.status in judged for pair in found.pairs)
+    """A recipe of both runs could not be compared, or there is none: a gate that let this through would not check."""
+    both = [pair.status for pair in found.pairs if pair.status not in ("gone", "new")]
+    return not both or "not comparable" in both
 
 
 def summary(pairs: list[RecipePair]) -> str:
@@ -103,6 +100,8 @@ def summary(pairs: list[RecipePair]) -> str:
     found = {status: [p.recipe_name for p in pairs if p.status == status] for status in words}
     told = [f"{', '.join(names)}: {words[status]}" for status, names in found.items() if names]
     head = "A regression beyond the policy." if found["regression"] else "No regression beyond the policy was found."
+    if found["not comparable"] and not found["regression"]:
+        head = "No regression beyond the policy was found, but not all could be compared."
     return f"{head} {'; '.join(told)}." if told else "Neither run holds a recipe."
 
 
@@ -168,8 +167,7 @@ def _judged(
     policy: Policy,
 ) -> tuple[str, str]:
     """Status and its reason; the first that applies wins."""
-    worked, works = (each.verdict.status not in ("infeasible", "anomalous") for each in (old, new))
-    if worked and not works:
+    if _works(old) and not _works(new):
         return "regression", f"it worked before; now it is {new.verdict.status}: {new.verdict.reason}"
     found = judge.verdict(policy, comparison=comparison, accuracy=new.accuracy) if comparison else None
     if found is not None and found.status == "regression":
@@ -182,16 +180,18 @@ def _judged(
     timed = sum(pair.finding != "not judged" for pair in speed)
     if _same_entries(old, new):
         return "unchanged", "both runs show the same measurements of the ledger."
-    return _rest(found.status if found else "", found.reason if found else why, timed)
-
-
-def _rest(status: str, reason: str, timed: int) -> tuple[str, str]:
-    """What is left when nothing is worse: accepted, too few items, or no difference that may be formed."""
-    if status in ("accept", "insufficient"):
-        return status, reason
-    if timed:
-        return "accept", f"no cell of {timed} is slower. Accuracy: {reason}"
+    if found is not None and found.status in ("accept", "insufficient"):
+        return found.status, found.reason
+    if timed and old.accuracy == new.accuracy:  # scored once and shared, or asked for its speed alone
+        return "accept", f"no cell of {timed} is slower; {why}"
+    reason = found.reason if found else why
     return "not comparable", reason.removeprefix("not comparable with the baseline: ")
+
+
+def _works(candidate: Candidate) -> bool:
+    """It ran, its export is sound, and it is still a language model: a collapse is found before anything is scored."""
+    found = candidate.verdict
+    return found.status not in ("infeasible", "anomalous") and found.rung not in ("canary", "fidelity")
 
 
 def _same_entries(old: Candidate, new: Candidate) -> bool:

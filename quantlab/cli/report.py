@@ -19,7 +19,9 @@ GATE = {"regression": 10, "unjudged": 11}
 @click.option("--all", "every", is_flag=True, help="Every run of the ledger on one page.")
 @click.option("--compare", nargs=2, metavar="BEFORE AFTER", help="Two runs: what changed and what got worse.")
 @click.option("--max-slower", type=float, default=5.0, show_default=True, help="Percent of speed --compare lets go.")
-@click.option("--gate", is_flag=True, help="With --compare: exit 10 on a regression, 11 if nothing could be compared.")
+@click.option(
+    "--gate", is_flag=True, help="With --compare: exit 10 on a regression, 11 if a recipe could not be compared."
+)
 def report(
     which: tuple[str, ...],
     ledger: str | None,

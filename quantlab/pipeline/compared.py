@@ -63,7 +63,7 @@ def _items(side: Chosen, candidate: Candidate) -> dict[str, Items] | str:
         return "it was scored until certain, so the items known are no fair sample; run it in full to compare"
     relative = PurePath(found.items)
     if relative.is_absolute() or ".." in relative.parts or not side.ledger.path(found.items).is_file():
-        return f"the table of its items is not here ({found.items}); copy the ledger's files/ along"
+        return "the table of its items is not here; copy files/ of its ledger along"
     try:
         return {task: table.items() for task, table in items_by_task(side.ledger, found).items()}
     except (OSError, ValueError, KeyError) as error:

@@ -62,6 +62,11 @@ def speed(pair: RecipePair) -> str:
     return ", ".join([span, *(f"{count} {word}" for word, count in counts.items() if count)])
 
 
+def worst(pair: RecipePair) -> float | None:
+    """The lowest ratio of all cells, for sorting."""
+    return min((cell.ratio for cell in pair.speed if cell.ratio is not None), default=None)
+
+
 def rate(number: Number | None) -> str:
     """Tokens a second with the spread of its repeats."""
     if number is None:
@@ -184,6 +189,7 @@ FACES = {
     "kl": kl,
     "size": size,
     "speed": speed,
+    "worst": worst,
     "rate": rate,
     "overlap": overlap,
     "changes": changes,
