@@ -33,7 +33,8 @@ def _candidate(one: Candidate) -> dict[str, Any]:
     checkpoint = one.calibrated.checkpoint if one.calibrated else None
     scores = [task.score.value for task in one.accuracy.tasks] if one.accuracy else []
     fidelity, speed = one.fidelity, one.throughput
-    speeds = [one.value for cell in (speed.cells if speed else ()) if cell.valid and (one := cell.tokens_per_second)]
+    valid = [cell for cell in speed.cells if cell.valid] if speed else []
+    speeds = [cell.tokens_per_second.value for cell in valid if cell.tokens_per_second]
     return {
         "recipe": one.recipe_name,
         "verdict": one.verdict.status,
