@@ -137,9 +137,21 @@ def test_lab_copies_the_notebooks_and_keeps_what_is_yours(tmp_path: Path) -> Non
     assert (mine.parent / "calibration" / "fp8_small.yaml").is_file()
     blocked = tmp_path / "file"
     blocked.write_text("")
-    said = CliRunner().invoke(cli, ["lab", "--where", str(blocked / "below")])
+    said = CliRunner().invoke(cli, ["lab", "--where", "--to", str(blocked / "below")])
     assert said.exit_code != 0
     assert "cannot be copied" in str(said.exception)
+
+
+def test_lab_hands_the_place_and_what_it_does_not_know_to_jupyter(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "execve", lambda *words: called.append(words))
+    monkeypatch.delenv("QUANTLAB_LEDGER", raising=False)
+    assert CliRunner().invoke(cli, ["lab", "--no-browser", "--port", "9000"]).exit_code == 0
+    [(program, words, environment)] = called
+    assert (program, words[:3]) == (sys.executable, [sys.executable, "-m", "jupyterlab"])
+    assert words[3:] == [str(ROOT / "notebooks"), "--no-browser", "--port", "9000"]
+    assert environment["QUANTLAB_LEDGER"] == str(Path("runs").absolute()), "the same ledger as the command line's"
 
 
 def test_lab_without_jupyterlab_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

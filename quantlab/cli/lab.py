@@ -9,20 +9,24 @@ import click
 NOTEBOOKS = "notebooks"
 
 
-@click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), required=False)
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("jupyter", nargs=-1, type=click.UNPROCESSED)
+@click.option("--to", type=click.Path(file_okay=False, path_type=Path), help="Copy the notebooks to this folder.")
 @click.option("--where", is_flag=True, help="Only say where the notebooks are.")
-@click.option("--no-browser", is_flag=True, help="Start the server and print its address.")
-@click.option("--port", type=click.IntRange(1, 65535), help="Port of the server; default 8888 or the next free one.")
-def lab(folder: Path | None, where: bool, no_browser: bool, port: int | None) -> None:
-    """Open the notebooks in JupyterLab: in a checkout where they lie, otherwise copied to FOLDER (default
-    ./notebooks); a notebook that is there already is yours and stays as it is.
+def lab(jupyter: tuple[str, ...], to: Path | None, where: bool) -> None:
+    """Open the notebooks in JupyterLab: in a checkout where they lie, otherwise (and with --to) copied, by default to
+    ./notebooks. A notebook that is there already is yours and stays as it is.
 
-    The notebooks use the ledger of this folder ($QUANTLAB_LEDGER, or ./runs).
+    The notebooks use the ledger of this folder ($QUANTLAB_LEDGER, or ./runs). JUPYTER: whatever else is written goes to
+    Jupyter.
+
+    \b
+    quantlab lab
+    quantlab lab --to ~/mine --no-browser --port 9000
     """
     from quantlab.errors import NoAccess
 
-    place = notebooks(folder)
+    place = notebooks(to)
     click.echo(f"notebooks: {place}", err=not where)
     if where:
         return
@@ -36,9 +40,7 @@ def lab(folder: Path | None, where: bool, no_browser: bool, port: int | None) ->
             place="quantlab lab",
             cure=f"pip install 'quantlab[lab]' (in a checkout: pip install -e '.[lab]'). The notebooks lie in {place}.",
         )
-    words = [sys.executable, "-m", "jupyterlab", str(place)]
-    words += ["--no-browser"] if no_browser else []
-    words += [f"--port={port}"] if port else []
+    words = [sys.executable, "-m", "jupyterlab", str(place), *jupyter]
     ledger = os.environ.get("QUANTLAB_LEDGER") or "runs"
     # Jupyter takes this process's place, so that Ctrl-C and the exit code are its own.
     os.execve(sys.executable, words, {**os.environ, "QUANTLAB_LEDGER": str(Path(ledger).expanduser().absolute())})
