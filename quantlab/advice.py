@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from quantlab.decide import Recommendation
 
 
+class GpuPlans(list[GpuPlan]):
+    """Plans for a GPU that is not here, as a notebook shows them."""
+
+    def _repr_html_(self) -> str:
+        from quantlab import shown
+
+        return shown.gpu_plans(self)
+
+
 def plan_gpu(
     model: str,
     recipes: Sequence[str] = ("fp8", "int4_awq"),
@@ -25,7 +34,7 @@ def plan_gpu(
     grid: str | None = None,
     context: int | str | None = None,
     batch: int | str = 1,
-) -> list[GpuPlan]:
+) -> GpuPlans:
     """Can these precisions be served on that GPU? `plan_gpu("90b", ["fp8"], gpu="h200", tp=2, context=8192)`.
 
     Args:
@@ -46,7 +55,7 @@ def plan_gpu(
     length = amounts.tokens(context, "--context") if context is not None else None
     folder = Path(resolved.location) if resolved.source == "path" else None
     path = folder if folder and any(folder.glob("*.safetensors")) else None
-    found = []
+    found = GpuPlans()
     for word in recipes:
         recipe = catalog.recipe(word)
         assert isinstance(recipe.record, Recipe)
@@ -72,9 +81,9 @@ class Recommended:
         return "\n".join(explain(self.record))
 
     def _repr_html_(self) -> str:
-        import html
+        from quantlab import shown
 
-        return f"<pre style='white-space:pre-wrap'>{html.escape(str(self))}</pre>"
+        return shown.recommendation(self.record)
 
 
 def recommend(

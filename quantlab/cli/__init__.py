@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("quantlab.cli.look:show", "Print one of them as it is."),
     "cp": ("quantlab.cli.look:cp", "Copy one of them here to change it."),
     "report": ("quantlab.cli.report:report", "Show or rewrite the report of a run in the ledger."),
+    "lab": ("quantlab.cli.lab:lab", "Open the notebooks in JupyterLab."),
     "doctor": ("quantlab.cli.doctor:doctor", "What this machine has, what is missing, and the cure."),
     "engines": (
         "quantlab.cli.engines:engines",

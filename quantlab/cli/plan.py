@@ -34,7 +34,7 @@ def plan(**words: Any) -> None:
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode(found, order="deterministic"))
+        click.echo(msgspec.json.encode(list(found), order="deterministic"))
         return
     from quantlab.preflight import explain
 
