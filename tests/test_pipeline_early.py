@@ -90,8 +90,8 @@ def test_both_are_scored_slice_by_slice_and_only_until_it_is_decided(first: tupl
         assert sum(task.n for task in each.accuracy.tasks) == 48
         assert len({each.accuracy.items, *each.accuracy.more}) == 2
         assert {"accuracy 0-24", "accuracy 24-48"} <= each.identities.keys()
-    worse, better = candidate.comparison.suite.regressed, candidate.comparison.suite.improved
-    assert len(candidate.flips) == worse + better
+    row = candidate.comparison.suite
+    assert len(candidate.flips) == candidate.flipped == row.regressed + row.improved + row.churn
 
 
 def test_a_second_call_computes_nothing_and_says_the_same(first: tuple[Run, Ledger], bench: Early) -> None:
