@@ -19,12 +19,12 @@ measure() { # ledger model grid recipes...
 make() {
   for word in 3b 1b; do
     [ -f "$WORK/$word/config.json" ] || "$PYTHON" "$HERE/shapes.py" $word "$WORK/$word"
-    quantlab calibrate fp8 "$HERE/recipes/fp8_kv8.yaml" int4_awq --model "$WORK/$word" --ledger "$OUT/$word" \
+    quantlab calibrate fp8 fp8_kv8 int4_awq --model "$WORK/$word" --ledger "$OUT/$word" \
       > "$OUT/$word-calibrate.log" 2>&1 || tail -5 "$OUT/$word-calibrate.log"
   done
 }
-3b() { measure "$OUT/3b" "$WORK/3b" "$HERE/grids/sweep.yaml" fp8 int4_awq "$HERE/recipes/fp8_kv8.yaml"; }
-1b() { measure "$OUT/1b" "$WORK/1b" "$HERE/grids/sweep.yaml" fp8 int4_awq "$HERE/recipes/fp8_kv8.yaml"; }
+3b() { measure "$OUT/3b" "$WORK/3b" "$HERE/grids/sweep.yaml" fp8 int4_awq fp8_kv8; }
+1b() { measure "$OUT/1b" "$WORK/1b" "$HERE/grids/sweep.yaml" fp8 int4_awq fp8_kv8; }
 slm() { measure "$OUT/3b" "$WORK/3b" "$HERE/grids/slm.yaml" int4_awq fp8; }
 bench() { "$PYTHON" "$HERE/engine_bench.py" "$WORK/3b" --batch 1 --batch 64 --osl 256 > "$OUT/engine_bench.jsonl" 2> "$OUT/engine_bench.log"; }
 deep() { # the 90B text path's layers, as many as are quick; the time a layer is the difference of two depths
