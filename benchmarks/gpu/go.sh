@@ -3,12 +3,12 @@
 #     bash benchmarks/gpu/go.sh OUT [STEP ...]     steps: make 3b 1b slm bench deep; all of them without a word
 # Every step writes into OUT/<step> as a ledger and its log; a step that was done before is taken from the ledger.
 set -u
-OUT=${1:?a folder for the results}; shift
+OUT=$(mkdir -p "${1:?a folder for the results}" && cd "$1" && pwd); shift
 HERE=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-python}
 export VLLM_USE_FLASHINFER_SAMPLER=0 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORK=${WORK:-$OUT/models}
-mkdir -p "$OUT" "$WORK"
+mkdir -p "$WORK"
 
 quantlab() { (cd "$HERE/../.." && "$PYTHON" -m quantlab "$@"); }
 measure() { # ledger model grid recipes...
