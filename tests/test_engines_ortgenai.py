@@ -42,7 +42,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
                 raise metadata.PackageNotFoundError(name)
             return version
 
-        monkeypatch.setattr(ortgenai.metadata, "version", ask)
+        monkeypatch.setattr(metadata, "version", ask)
 
     return look
 

@@ -54,7 +54,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
                 raise metadata.PackageNotFoundError(name)
             return version
 
-        monkeypatch.setattr(vllm.metadata, "version", ask)
+        monkeypatch.setattr(metadata, "version", ask)
 
     return look
 

@@ -20,10 +20,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from quantlab import host as machine
 from quantlab.engines import Ability, Session
 from quantlab.errors import BadInput, Broken, NoAccess, Refused
 from quantlab.formats.onnx_model import PROTOCOL, damage, known, placeless, write
@@ -129,12 +129,7 @@ class OrtGenaiEngine:
 
 def installed() -> tuple[str, str] | None:
     """(package, version) of the SDK in this Python, from its metadata."""
-    for package in PACKAGES:
-        try:
-            return package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(iter(machine.versions(PACKAGES).items()), None)
 
 
 def provider_of(device: str) -> Provider:

@@ -20,7 +20,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 
 from quantlab import host
 from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
+from quantlab.engines.growing import Row
 from quantlab.engines.ortgenai_scoring import score
 from quantlab.errors import BadInput, Broken, Refused
 from quantlab.formats.onnx_model import CONFIG
@@ -36,17 +36,6 @@ from quantlab.records import Artifact, EngineConfig, OnnxModel, Provider
 
 NAMES: dict[Provider, str] = {"cpu": "cpu", "cuda": "cuda", "dml": "dml", "trt-rtx": "NvTensorRtRtx"}
 """Provider -> the SDK's word for it."""
-
-
-@dataclass(slots=True)
-class _Row:
-    """One sequence while it grows."""
-
-    request: GenerateRequest
-    tokens: list[int] = field(default_factory=list)
-    finish: str = ""
-    first: float = 0.0
-    seconds: float = 0.0
 
 
 class OrtGenaiSession:
@@ -75,7 +64,7 @@ class OrtGenaiSession:
                 raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
             self._check(request.prompt, len(request.prompt) + request.max_tokens)
         began = time.perf_counter()
-        rows = [_Row(request) for request in requests]
+        rows = [Row(request) for request in requests]
         for length in dict.fromkeys(len(request.prompt) for request in requests):
             self._batch([row for row in rows if len(row.request.prompt) == length], began)
         return [Completion(tuple(row.tokens), row.finish, row.first, row.seconds) for row in rows]
@@ -113,20 +102,20 @@ class OrtGenaiSession:
         params.set_search_options(do_sample=False, batch_size=rows, max_length=length)
         return self._sdk.Generator(self._model, params)
 
-    def _batch(self, rows: list[_Row], began: float) -> None:
+    def _batch(self, rows: list[Row], began: float) -> None:
         """Grow rows with prompts of one length together."""
         prompts = np.array([row.request.prompt for row in rows], dtype=np.int32)
         steps = max(row.request.max_tokens for row in rows)
         generator = self._generator(len(rows), prompts.shape[1] + steps)
         generator.append_tokens(prompts)
-        odd: list[_Row] = []
+        odd: list[Row] = []
         for _ in range(steps):
             generator.generate_next_token()
             tokens = generator.get_next_tokens()
             seconds = time.perf_counter() - began
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 if not row.finish and row not in odd:
-                    self._add(row, int(token), seconds)
+                    row.add(int(token), seconds, self._ends, self._decode)
                     odd += [row] if token == self._rim and not row.finish else []
             if all(row.finish or row in odd for row in rows):
                 break
@@ -134,32 +123,15 @@ class OrtGenaiSession:
         for row in odd:
             self._alone(row, began)
 
-    def _alone(self, row: _Row, began: float) -> None:
+    def _alone(self, row: Row, began: float) -> None:
         """The rest of a row that made the token which the SDK takes for the end."""
         generator = self._generator(1, len(row.request.prompt) + row.request.max_tokens)
         generator.append_tokens(np.array([[*row.request.prompt, *row.tokens]], dtype=np.int32))
         while not row.finish:
             token = int(generator.get_output("logits")[0, -1].argmax())
-            self._add(row, token, time.perf_counter() - began)
+            row.add(token, time.perf_counter() - began, self._ends, self._decode)
             if not row.finish:
                 generator.append_tokens(np.array([[token]], dtype=np.int32))
-
-    def _add(self, row: _Row, token: int, seconds: float) -> None:
-        row.seconds, row.first = seconds, row.first or seconds
-        if token in self._ends and not row.request.ignore_eos:
-            row.finish = "stop"
-            return
-        row.tokens.append(token)
-        if row.request.stop and self._stopped(row):
-            row.finish = "stop"
-        elif len(row.tokens) >= row.request.max_tokens:
-            row.finish = "length"
-
-    def _stopped(self, row: _Row) -> bool:
-        """A stop string stands in the text. Only the end of the text can have changed."""
-        reach = max(len(word.encode()) for word in row.request.stop) + 8
-        tail = self._decode(row.tokens[-reach:])
-        return any(word in tail for word in row.request.stop)
 
     def _decode(self, tokens: list[int]) -> str:
         if self._tokenizer is None:

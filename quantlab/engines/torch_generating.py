@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,6 +22,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from quantlab.engines import Completion, GenerateRequest
+from quantlab.engines.growing import Row
 
 PREFIX_GAIN = 64
 """A shared beginning costs a forward pass of its own; it must save at least this many tokens."""
@@ -34,16 +34,6 @@ class Decoder(Protocol):
     """What is asked of a tokenizer here."""
 
     def decode(self, tokens: list[int]) -> str: ...
-
-
-@dataclass(slots=True)
-class _Row:
-    """One sequence while it grows."""
-
-    request: GenerateRequest
-    tokens: list[int] = field(default_factory=list)
-    finish: str = ""
-    seconds: float = 0.0
 
 
 class Generator:
@@ -67,7 +57,7 @@ class Generator:
     def _generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         self._wait()
         began = time.perf_counter()
-        rows = [_Row(request) for request in requests]
+        rows = [Row(request) for request in requests]
         fixed = all(request.ignore_eos and not request.stop for request in requests)
         first = (self._run_fixed if fixed else self._run_until_stopped)(rows, began)
         return [Completion(tuple(r.tokens), r.finish, first, r.seconds) for r in rows]
@@ -77,7 +67,7 @@ class Generator:
         prompts = [request.prompt for request in requests]
         return Batch(prompts, self.device, self._begin(prompts) if share else None)
 
-    def _run_fixed(self, rows: list[_Row], began: float) -> float:
+    def _run_fixed(self, rows: list[Row], began: float) -> float:
         """Nothing can end a row, so nothing is read back on the way: the device never waits for Python."""
         growing, first = self._batch([row.request for row in rows]), 0.0
         kept: list[torch.Tensor] = []
@@ -90,7 +80,7 @@ class Generator:
             row.tokens, row.finish, row.seconds = mine[: row.request.max_tokens], "length", seconds
         return first
 
-    def _run_until_stopped(self, rows: list[_Row], began: float) -> float:
+    def _run_until_stopped(self, rows: list[Row], began: float) -> float:
         growing, first = self._batch([row.request for row in rows], share=True), 0.0
         running = rows
         while running:
@@ -99,7 +89,7 @@ class Generator:
             first = first or seconds
             for row, token in zip(running, tokens, strict=True):
                 if not row.finish:
-                    self._add(row, token, seconds)
+                    row.add(token, seconds, self.ends, self.decoder.decode)
             left = [place for place, row in enumerate(running) if not row.finish]
             if left and LEAVING * (len(running) - len(left)) >= len(running):
                 growing.keep(left)
@@ -132,23 +122,6 @@ class Generator:
         tokens: torch.Tensor = self.head(hidden[:, -1]).argmax(-1)
         growing.append(tokens)
         return tokens
-
-    def _add(self, row: _Row, token: int, seconds: float) -> None:
-        row.seconds = seconds
-        if token in self.ends and not row.request.ignore_eos:
-            row.finish = "stop"
-            return
-        row.tokens.append(token)
-        if row.request.stop and self._stopped(row):
-            row.finish = "stop"
-        elif len(row.tokens) >= row.request.max_tokens:
-            row.finish = "length"
-
-    def _stopped(self, row: _Row) -> bool:
-        """A stop string stands in the text. Only the end of the text can have changed."""
-        reach = max(len(word.encode()) for word in row.request.stop) + 8
-        tail = self.decoder.decode(row.tokens[-reach:])
-        return any(word in tail for word in row.request.stop)
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:

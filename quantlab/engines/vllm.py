@@ -16,12 +16,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from quantlab import host as machine
 from quantlab.engines import Ability, Session
 from quantlab.errors import NoAccess, Refused
 from quantlab.formats.converted import Choice, Layout
@@ -105,12 +105,7 @@ class VllmEngine:
 
 def installed() -> tuple[str, str] | None:
     """(package, version) of the vLLM in this Python, from its metadata."""
-    for package in PACKAGES:
-        try:
-            return package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(iter(machine.versions(PACKAGES).items()), None)
 
 
 def on_cpu() -> bool:
