@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The GPU run: random-weight Llama 3.2 shapes through quantlab's calibrate and engine vllm, in order of value.
-#     bash benchmarks/gpu/go.sh OUT [STEP ...]     steps: make 3b 1b slm bench deep; all of them without a word
+#     bash benchmarks/gpu/go.sh OUT [STEP ...]     all steps without a word; choose the GPU with CUDA_VISIBLE_DEVICES
+# Steps: make 3b 1b slm flight bench parity encoder deep deep2 (deep: 70 GB of disk in WORK and a GPU of 141 GB; deep2: two).
 # Every step writes into OUT/<step> as a ledger and its log; a step that was done before is taken from the ledger.
 set -u
 OUT=$(mkdir -p "${1:?a folder for the results}" && cd "$1" && pwd); shift
@@ -17,22 +18,25 @@ measure() { # ledger model grid recipes...
     --ledger "$ledger" > "$ledger-$(basename "$grid" .yaml).log" 2>&1 || tail -5 "$ledger-$(basename "$grid" .yaml).log"
 }
 make() {
-  for word in 3b 1b; do
+  for word in ${MODELS:-3b 1b}; do
     [ -f "$WORK/$word/config.json" ] || "$PYTHON" "$HERE/shapes.py" $word "$WORK/$word"
-    quantlab calibrate fp8 fp8_kv8 int4_awq --model "$WORK/$word" --ledger "$OUT/$word" \
-      > "$OUT/$word-calibrate.log" 2>&1 || tail -5 "$OUT/$word-calibrate.log"
   done
 }
 3b() { measure "$OUT/3b" "$WORK/3b" "$HERE/grids/sweep.yaml" fp8 int4_awq fp8_kv8; }
 1b() { measure "$OUT/1b" "$WORK/1b" "$HERE/grids/sweep.yaml" fp8 int4_awq fp8_kv8; }
 slm() { measure "$OUT/3b" "$WORK/3b" "$HERE/grids/slm.yaml" int4_awq fp8; }
+flight() { measure "$OUT/3b" "$WORK/3b" "$HERE/grids/flight.yaml" fp8 int4_awq fp8_kv8; }
 bench() { "$PYTHON" "$HERE/engine_bench.py" "$WORK/3b" --batch 1 --batch 64 --osl 256 > "$OUT/engine_bench.jsonl" 2> "$OUT/engine_bench.log"; }
-deep() { # the 90B text path's layers, as many as are quick; the time a layer is the difference of two depths
-  for layers in 4 12; do
-    [ -f "$WORK/90b-$layers/config.json" ] || "$PYTHON" "$HERE/shapes.py" 90b "$WORK/90b-$layers" --layers $layers
-    measure "$OUT/90b-$layers" "$WORK/90b-$layers" "$HERE/grids/max.yaml" fp8
-  done
+parity() { "$PYTHON" "$HERE/parity.py" "$(dirname "$(grep -l '"FP8"' "$OUT"/3b/checkpoints/*/hf_quant_config.json | head -1)")" > "$OUT/parity.json" 2> "$OUT/parity.log"; }
+encoder() { "$PYTHON" "$HERE/encoder.py" > "$OUT/encoder.jsonl" 2> "$OUT/encoder.log" || tail -3 "$OUT/encoder.log"; }
+deep() { # the 90B text path, all 80 layers, in FP8; its largest grids fill the rest of the memory with keys and values
+  [ -f "$WORK/90b/config.json" ] || "$PYTHON" "$HERE/deep.py" make "$WORK/90b"
+  "$PYTHON" "$HERE/deep.py" bench "$WORK/90b" "$OUT/90b" --grid "$HERE/grids/max.yaml" --grid "$HERE/grids/max2000.yaml" \
+    --grid "$HERE/grids/max4000.yaml" > "$OUT/90b.log" 2>&1 || tail -5 "$OUT/90b.log"
 }
-for step in "${@:-make 3b 1b slm bench deep}"; do for one in $step; do
+deep2() { # the same on two GPUs: what the communication costs
+  "$PYTHON" "$HERE/deep.py" bench "$WORK/90b" "$OUT/90b-tp2" --tp 2 --grid "$HERE/grids/max.yaml" > "$OUT/90b-tp2.log" 2>&1 || tail -5 "$OUT/90b-tp2.log"
+}
+for step in "${@:-make 3b 1b slm flight bench parity encoder deep}"; do for one in $step; do
   began=$(date +%s); $one; echo "$one: $(( $(date +%s) - began )) s"
 done; done
