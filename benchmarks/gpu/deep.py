@@ -130,8 +130,14 @@ def bench(folder: Path, ledger: Path, words: list[str], tp: int, name: str) -> N
     """Time the checkpoint on the grids, opened once, and write an entry a grid."""
     vllm, here = engine(name), host.describe(("vllm",))
     grids = [grid for word in words if isinstance(grid := catalog.grid(word).record, Grid)]
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     made = Checkpoint(
-        path=str(folder), digest=digest("random", name), recipe="fp8", format="fp8", architecture="LlamaForCausalLM"
+        path=str(folder),
+        digest=digest("random", name),
+        recipe="fp8",
+        format="fp8",
+        architecture="LlamaForCausalLM",
+        bytes=size,
     )
     config = EngineConfig(max_length=max(max(grid.isl) + max(grid.osl) for grid in grids), tensor_parallel=tp)
     artifact = vllm.build(made, folder, config, here)

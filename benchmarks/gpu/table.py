@@ -1,4 +1,4 @@
-"""Ledgers of GPU runs as one Markdown table: decode tokens/s by recipe and batch, ratios to bf16 of the same machine.
+"""Ledgers of GPU runs as one Markdown table: decode tokens/s by recipe and cell, ratios to bf16 of the same machine.
 
 python benchmarks/gpu/table.py benchmarks/results/gpu/2026-11-24-h100-llama32-3b/*
 """
@@ -12,7 +12,18 @@ from quantlab.ledgers import Ledger
 from quantlab.records import Cell, Throughput
 
 COLUMNS = (
-    *("machine", "recipe", "batch", "decode tokens/s [min, max]", "x bf16", "TTFT ms", "TPOT ms", "bandwidth share"),
+    *(
+        "machine",
+        "recipe",
+        "in",
+        "out",
+        "batch",
+        "decode tokens/s [min, max]",
+        "x bf16",
+        "TTFT ms",
+        "TPOT ms",
+        "bandwidth share",
+    ),
     *("varies", "J a token", "W", "held down"),
 )
 
@@ -22,24 +33,29 @@ def main(folders: list[Path]) -> None:
     print("|---" * len(COLUMNS) + "|")
     for folder in folders:
         ledger = Ledger(folder)
-        runs = {entry.recipe: ledger.result(entry) for entry in ledger.entries("throughput") if entry.status == "done"}
-        base = {cell.batch: cell for cell in runs["bf16"].cells}
-        for recipe, run in runs.items():
+        runs = [(e.recipe, ledger.result(e)) for e in ledger.entries("throughput") if e.status == "done"]
+        base = {key(cell): cell for recipe, run in runs if recipe == "bf16" for cell in run.cells}
+        for recipe, run in runs:
             rows(folder.name, recipe, run, base)
 
 
-def rows(machine: str, recipe: str, run: Throughput, base: dict[int, Cell]) -> None:
+def key(cell: Cell) -> tuple[int, int, int]:
+    return cell.isl, cell.osl, cell.batch
+
+
+def rows(machine: str, recipe: str, run: Throughput, base: dict[tuple[int, int, int], Cell]) -> None:
     for cell in run.cells:
+        head = f"| {machine} | {recipe} | {cell.isl} | {cell.osl} | {cell.batch} |"
         speed, first, each = cell.decode_tokens_per_second, cell.ttft_seconds, cell.tpot_seconds
-        against = base[cell.batch].decode_tokens_per_second
-        if speed is None or against is None or first is None or each is None:
-            print(f"| {machine} | {recipe} | {cell.batch} | invalid: {cell.reason} | | | | | | | | |")
+        if speed is None or first is None or each is None:
+            print(f"{head} invalid: {cell.reason} | | | | | | | | |")
             continue
+        against = base[key(cell)].decode_tokens_per_second if key(cell) in base else None
+        ratio = f"{speed.value / against.value:.2f}" if against else ""
         share = f"{cell.bandwidth_share.value:.2f}" if cell.bandwidth_share else ""
         spread = f"[{speed.low or 0:,.0f}, {speed.high or 0:,.0f}]"
         print(
-            f"| {machine} | {recipe} | {cell.batch} | {speed.value:,.0f} {spread} "
-            f"| {speed.value / against.value:.2f} | {first.value * 1e3:.1f} | {each.value * 1e3:.2f} "
+            f"{head} {speed.value:,.0f} {spread} | {ratio} | {first.value * 1e3:.1f} | {each.value * 1e3:.2f} "
             f"| {share} | {drawn(cell)} |"
         )
 
