@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Tier = Literal["measured", "interpolated", "fit", "transfer", "roofline"]
+from quantlab.predict.links import Link
+
+Tier = Literal["measured", "interpolated", "fit", "transfer", "kernels", "roofline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,8 @@ class Point:
     isl: int
     osl: int
     batch: int
+    images: int = 0
+    """Of each sequence."""
 
     @property
     def context(self) -> float:
@@ -39,14 +43,40 @@ class Work:
     """Operations a second in the format that multiplies; None where the data sheet has none."""
     layers: int
     """Decoder layers: each costs launches and gaps that neither bandwidth nor operations explain."""
+    exchanges: int = 0
+    """All-reduces of a step: two a layer where GPUs share layers, and one of the embedding."""
+    token_message: float = 0.0
+    """Bytes of one token in an all-reduce: the residual stream in 16 bit."""
+    link: Link | None = None
+    """Between the GPUs of a layer; None: one GPU, or the link is not known."""
+    image_bytes: float = 0.0
+    """Keys and values of one image, read by every step."""
+    image_flops: float = 0.0
+    """Of one image before the first token: encoder, and its keys and values in the cross-attention layers. 16 bit."""
+    image_rate: float | None = None
+    """Operations a second in 16 bit."""
 
     @property
     def weights_seconds(self) -> float:
         return self.weight_bytes / self.bandwidth
 
-    def sequence_seconds(self, context: float) -> float:
+    def sequence_seconds(self, point: Point) -> float:
         """One token of one sequence at the data sheet's speed: multiplying, and reading its cache."""
-        return self.compute_seconds + context * self.cache_bytes / self.bandwidth
+        cached = point.context * self.cache_bytes + point.images * self.image_bytes
+        return self.compute_seconds + cached / self.bandwidth
+
+    def prompt_seconds(self, point: Point) -> float:
+        """Prompts and images of the whole batch at the data sheet's operations."""
+        images = point.images * self.image_flops / self.image_rate if self.image_rate else 0.0
+        return point.batch * (point.isl * self.compute_seconds + images)
+
+    def talk_seconds(self, tokens: float) -> float:
+        """All-reduces of one pass over `tokens` tokens; 0 where the link is not known."""
+        return self.exchanges * self.link.seconds(tokens * self.token_message) if self.link else 0.0
+
+    def whole_talk_seconds(self, point: Point) -> float:
+        """All-reduces from the call to the last token."""
+        return self.talk_seconds(point.batch * point.isl) + max(point.osl - 1, 1) * self.talk_seconds(point.batch)
 
     @property
     def compute_seconds(self) -> float:
@@ -90,6 +120,15 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Kernels:
+    """What tables of measured kernels say of a cell: their sum, without the host."""
+
+    first_seconds: float
+    step_seconds: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """The cell that is asked about."""
 
@@ -98,6 +137,7 @@ class Wanted:
     engine: str
     format: str
     group: str
+    kernels: Kernels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +158,8 @@ class Prediction:
     """False: too unsure to rank a precision by."""
     joules_per_token: float | None = None
     """Measured, never predicted."""
+    band: str = ""
+    """Name of the error that was added (bands.py); empty where the cells alone gave it."""
 
     @property
     def spread(self) -> float:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
+from quantlab.predict.bands import LEAST_ERROR
 from quantlab.predict.cells import Cell, Point, Work
 
 LEAST_CELLS = 4
 """Fewer cannot give an 80 % interval by order statistic."""
-LEAST_ERROR = 0.05
-"""Two leases of one H100 differed by 0.5 to 10 %: no interval is narrower."""
 COVERAGE, NEIGHBOURS = 0.8, 1.25
 """Of an interval; and what its width is multiplied by, because a cell that is left out leaves its neighbours there:
 without it 14 of 20 cells were inside."""
@@ -26,6 +25,9 @@ PREFILL_EFFICIENCY, PROMPT_SHARE = 0.4, 0.5
 """Taken where only whole times are known and all prompts are shorter than this share of the answer: 1 to 2 % of
 time."""
 
+FOUR_BIT = ("int4", "w4")
+UNPACK_BATCHES = 3
+"""With fewer batches nothing tells unpacking from a sequence's own work."""
 
 SERVERS = ("vllm", "trtllm", "sglang")
 """Server engines: their layers run back to back, as one recorded graph."""
@@ -34,6 +36,22 @@ SERVERS = ("vllm", "trtllm", "sglang")
 def is_server(engine: str) -> bool:
     """ "trtllm-0.6" is one too: a version that is an engine of its own."""
     return engine.partition("-")[0] in SERVERS
+
+
+def is_four_bit(form: str) -> bool:
+    """Weights of four bits are unpacked to 8 or 16 before they are multiplied."""
+    return form.startswith(FOUR_BIT)
+
+
+def unpacked(batch: int) -> float:
+    """Share of the weights' unpacking that a step pays for.
+
+    A matrix times one vector is unpacked in registers while the next weights are read, so it costs nothing. A matrix
+    times several goes through the tensor units and is unpacked into shared memory first: a cost by weight, not by
+    sequence, and nearly whole from a few sequences on. (b - 1) / b was the shape with the least residual of (b - 1) /
+    (b - 1 + h), h = 1, 4, 16, 64, 256, for TensorRT-LLM 0.15; vLLM's Marlin hides it at every batch, and the fit gives it 0.
+    """
+    return 1 - 1 / batch
 
 
 LAYER_STEP = 40e-6
@@ -52,15 +70,19 @@ class Coefficients:
     sequence: float
     first: float
     prefill: float
+    unpack: float = 0.0
+    """Of four-bit weights, in times that reading them takes at the data sheet's bandwidth."""
 
     def step_seconds(self, work: Work, point: Point) -> float:
         """One decode step of the whole batch."""
-        one = self.each + self.sequence * work.sequence_seconds(point.context)
-        return self.layer * work.layers + self.weights * work.weights_seconds + point.batch * one
+        one = self.each + self.sequence * work.sequence_seconds(point)
+        weights = self.weights + self.unpack * unpacked(point.batch)
+        talk = work.talk_seconds(point.batch)
+        return self.layer * work.layers + weights * work.weights_seconds + point.batch * one + talk
 
     def first_seconds(self, work: Work, point: Point) -> float:
         """Prefill of the whole batch."""
-        return self.first + self.prefill * point.batch * point.isl * work.compute_seconds
+        return self.first + self.prefill * work.prompt_seconds(point) + work.talk_seconds(point.batch * point.isl)
 
     def seconds(self, work: Work, point: Point) -> float:
         """From the call to the last token."""
@@ -148,11 +170,13 @@ def _solve(cells: Sequence[Cell]) -> Coefficients:
 
     One model on one GPU cannot tell layers from weights: then LAYER_STEP is given. Where time to the first token and
     time per token are known, each is fitted alone. Where only whole times are, prefill is fitted with the rest if
-    prompts are long enough to matter, and taken from the literature if not.
+    prompts are long enough to matter, and taken from the literature if not. What GPUs say to each other is not fitted
+    but taken off.
     """
     split = all(cell.first_seconds is not None and cell.step_seconds is not None for cell in cells)
     several = len({round(cell.work.weights_seconds, 9) for cell in cells}) > 1
-    varied = len({round(cell.work.sequence_seconds(cell.point.context), 12) for cell in cells}) > 1
+    varied = len({round(cell.work.sequence_seconds(cell.point), 12) for cell in cells}) > 1
+    unpacks = is_four_bit(cells[0].format) and len({cell.point.batch for cell in cells}) >= UNPACK_BATCHES
     given = LAYER_STEP if not several and is_server(cells[0].engine) else 0.0
     free = not split and any(cell.point.isl > PROMPT_SHARE * cell.point.osl for cell in cells)
     first, prefill = _prefill(cells) if split else (0.0, 1 / PREFILL_EFFICIENCY)
@@ -160,16 +184,17 @@ def _solve(cells: Sequence[Cell]) -> Coefficients:
     for cell in cells:
         work, point = cell.work, cell.point
         steps = 1 if split else max(point.osl - 1, 1)
-        prompt = point.batch * point.isl * work.compute_seconds
+        prompt = work.prompt_seconds(point)
         whole = (cell.step_seconds if split else cell.seconds) or math.inf
-        known = whole - steps * given * work.layers - (0.0 if split or free else prefill * prompt)
-        sequence = point.batch * work.sequence_seconds(point.context)
-        alone = float(varied) * point.batch
-        features = (float(several) * work.layers, alone, work.weights_seconds, sequence)
+        talk = work.talk_seconds(point.batch) if split else work.whole_talk_seconds(point)
+        known = whole - talk - steps * given * work.layers - (0.0 if split or free else prefill * prompt)
+        sequence = point.batch * work.sequence_seconds(point)
+        alone, unpack = float(varied) * point.batch, float(unpacks) * work.weights_seconds * unpacked(point.batch)
+        features = (float(several) * work.layers, alone, work.weights_seconds, sequence, unpack)
         rows.append([*(steps * feature / whole for feature in features), *([prompt / whole] if free else [])])
         times.append(max(known / whole, 1e-3))
-    layer, each, weights, sequence, *fitted = _least_squares(rows, times)
-    return Coefficients(layer + given, each, weights, sequence, first, fitted[0] if free else prefill)
+    layer, each, weights, sequence, unpack, *fitted = _least_squares(rows, times)
+    return Coefficients(layer + given, each, weights, sequence, first, fitted[0] if free else prefill, unpack)
 
 
 def _least_squares(rows: Sequence[Sequence[float]], times: Sequence[float]) -> list[float]:
@@ -178,8 +203,10 @@ def _least_squares(rows: Sequence[Sequence[float]], times: Sequence[float]) -> l
 
 def _prefill(cells: Sequence[Cell]) -> tuple[float, float]:
     """Floor and inverse efficiency of the time to the first token."""
-    times = [cell.first_seconds or math.inf for cell in cells]
-    work = [cell.point.batch * cell.point.isl * cell.work.compute_seconds for cell in cells]
-    rows = [[1 / time, each / time] for time, each in zip(times, work, strict=True)]
-    first, prefill = _least_squares(rows, [1.0] * len(rows))
+    rows, times = [], []
+    for cell in cells:
+        time, point = cell.first_seconds or math.inf, cell.point
+        rows.append([1 / time, cell.work.prompt_seconds(point) / time])
+        times.append(max(1 - cell.work.talk_seconds(point.batch * point.isl) / time, 1e-3))
+    first, prefill = _least_squares(rows, times)
     return first, prefill

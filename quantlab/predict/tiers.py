@@ -1,68 +1,68 @@
-"""The tiers, best first. An answer names its tier and basis; no answer is a sentence."""
+"""The tiers, best first. An answer names its tier and basis; no answer is a sentence.
+
+How far a tier may be off is data, see bands.py. Of a transfer and a sum of kernels the one with the narrower interval is
+taken, as of a fit and a line between two batches.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
+from quantlab.predict.bands import LEAST_ERROR, Band, Bands, shipped
 from quantlab.predict.cells import Cell, Point, Prediction, Tier, Wanted
-from quantlab.predict.fit import LAYER_STEP, LEAST_ERROR, Coefficients, Fit, fit, is_server
+from quantlab.predict.fit import LAYER_STEP, Coefficients, Fit, fit, is_four_bit, is_server
 
-TRANSFER = math.log(1.4)
-"""Carried to another data-centre GPU, a fit was within x0.7 to x1.4 (llama 8B/70B on H100, H200, B200)."""
-ONE_GROUP = math.log(1.9)
-"""A fit to one model on one GPU cannot tell what belongs to the model: 15 cells of 1B predicted from 3B on the same
-H100 were up to 1.9 times too fast."""
 EFFICIENCY = (0.65, 0.5)
-"""Share of bandwidth and of operations that server engines reach, from the literature; 9 sets: x0.55 to x1.7 around
-it."""
-ROOFLINE = {True: (0.55, 1.7), False: (0.28, 0.8)}
-"""Server engine or not -> band on tokens a second; client engines were 1.3 to 3.5 times slower than the roofline."""
-INT4_ROOFLINE = (0.45, 1.55)
-"""INT4 kernels against extrapolated ones, 40 cases on H100 and H200."""
-SMALL_STEP, SMALL_BAND = 3e-3, 0.5
-"""Steps under 3 ms are mostly host: the lower end widens to this."""
+"""Share of bandwidth and of operations that server engines reach, from the literature."""
+SMALL_STEP = 3e-3
+"""Steps under 3 ms are mostly host."""
 INNER = 1.5
-"""The largest error of two or three inner batches covers 67 to 75 % alone. Without inner batches: as TRANSFER."""
-FOUR_BIT = math.log(1.6)
-"""4-bit kernels change their way of working with the batch: a straight line from 1 to 64 was 35 to 49 % too fast at 8
-on NVIDIA's H200 tables, after which this was chosen."""
+"""The largest error of two or three inner batches covers 67 to 75 % alone. Without inner batches: a band."""
 UNCALIBRATED_GAP = math.log(1.25)
 """Predicted speeds closer than this do not rank precisions: the sign was right in 50 to 90 % of pairs."""
 
-SHARED: tuple[Tier, ...] = ("transfer", "roofline")
+SHARED: tuple[Tier, ...] = ("transfer", "kernels", "roofline")
 """Tiers whose error is mostly the GPU's and the engine's: two precisions share it, so their ratio is surer than
 each."""
 
 
-def predict(wanted: Wanted, cells: Sequence[Cell]) -> Prediction | str:
+def predict(wanted: Wanted, cells: Sequence[Cell], bands: Bands | None = None) -> Prediction | str:
     """The best answer that the cells give.
 
     Args:
         wanted: the cell asked about.
         cells: all that is known; other engines and precisions are ignored.
+        bands: how far each kind of prediction may be off; default: the file that travels along.
 
     Returns:
         A prediction, or a sentence why there is none.
     """
+    said = attempts(wanted, cells, bands)
+    for tiers in (("measured",), ("interpolated", "fit"), ("transfer", "kernels"), ("roofline",)):
+        found = [each for tier in tiers if isinstance(each := said[tier], Prediction)]
+        if found:
+            return min(found, key=lambda each: each.spread)
+    why = said["fit"], said["roofline"]
+    return " ".join(each for each in why if isinstance(each, str))
+
+
+def attempts(wanted: Wanted, cells: Sequence[Cell], bands: Bands | None = None) -> dict[str, Prediction | str]:
+    """Tier -> what it says, whichever is the best; or why it says nothing."""
+    bands = shipped() if bands is None else bands
     same = [cell for cell in cells if (cell.engine, cell.format) == (wanted.engine, wanted.format) and cell.sound]
     own = [cell for cell in same if cell.group == wanted.group]
-    if (found := _measured(wanted, own)) is not None:
-        return found
-    line = _between(wanted, own)
-    why = []
-    for name, known in (("fit", own), ("transfer", same)):
-        fitted = fit(known, by_group=name == "transfer")
-        said = fitted if isinstance(fitted, str) else fitted.outside(wanted.point, wanted.work)
-        if not isinstance(fitted, str) and not said:
-            made = _fitted(wanted, fitted, "fit" if name == "fit" else "transfer")
-            return line if line is not None and line.spread <= made.spread else made
-        why.append(said)
-    if line is not None:
-        return line
-    rough = _roofline(wanted)
-    return rough if isinstance(rough, Prediction) else f"{why[0]} {rough}"
+    near, far = fit(own), fit(same, by_group=True)
+    return {
+        "measured": _measured(wanted, own) or "not measured.",
+        "interpolated": _between(wanted, own, far, bands) or "not between two measured batches.",
+        "fit": _fitted(wanted, near, "fit", bands),
+        "transfer": _fitted(wanted, far, "transfer", bands),
+        "kernels": _kernels(wanted, bands),
+        "roofline": _roofline(wanted, bands),
+    }
 
 
 def differ(one: Prediction, other: Prediction) -> bool:
@@ -99,8 +99,9 @@ def _measured(wanted: Wanted, own: Sequence[Cell]) -> Prediction | None:
     )
 
 
-def _between(wanted: Wanted, own: Sequence[Cell]) -> Prediction | None:
-    """On a straight line of time over batch, as the model has it, between the nearest batches at the same lengths."""
+def _between(wanted: Wanted, own: Sequence[Cell], far: Fit | str, bands: Bands) -> Prediction | None:
+    """Between the nearest batches at the same lengths: on a straight line of time over batch, as the model has it; for
+    four bits along the model's own bend, which other models with this engine have shown."""
     line = _by_batch([cell for cell in own if _lengths(cell.point) == _lengths(wanted.point)])
     below = [batch for batch in line if batch < wanted.point.batch]
     above = [batch for batch in line if batch > wanted.point.batch]
@@ -111,68 +112,124 @@ def _between(wanted: Wanted, own: Sequence[Cell]) -> Prediction | None:
         math.log(_interpolate(line, left, right, middle)[0] / line[middle][0])
         for left, middle, right in zip(batches, batches[1:], batches[2:], strict=False)
     ]
-    blind = FOUR_BIT if wanted.format.startswith(("int4", "w4")) else TRANSFER
-    width = max([LEAST_ERROR, *(INNER * abs(each) for each in errors)]) if errors else blind
     seconds, step, first = _interpolate(line, max(below), min(above), wanted.point.batch)
     tokens = wanted.point.batch * wanted.point.osl
     basis = f"between batch {max(below)} and {min(above)} at the same lengths"
     if errors:
+        width = max([LEAST_ERROR, *(INNER * abs(each) for each in errors)])
         basis += f"; leaving inner batches out errs by up to {100 * math.expm1(max(map(abs, errors))):.0f} %"
-    return _around(tokens / seconds, (math.exp(-width), math.exp(width)), "interpolated", basis, step, first)
+        return _around(tokens / seconds, math.exp(-width), math.exp(width), "interpolated", basis, step, first)
+    name = "blind-4bit" if is_four_bit(wanted.format) else "blind"
+    if is_four_bit(wanted.format) and isinstance(far, Fit) and far.coefficients.unpack:
+        bend = _bend(wanted, far.coefficients, line, max(below), min(above))
+        seconds, step = seconds * bend, step * bend if step else None
+        basis += f", bent by {bend:.2f} as the model of other cells bends"
+    return _banded(tokens / seconds, bands, name, "interpolated", basis, step, first)
 
 
-def _fitted(wanted: Wanted, fitted: Fit, tier: Tier) -> Prediction:
-    seconds = fitted.coefficients.seconds(wanted.work, wanted.point)
-    least = TRANSFER if fitted.by_group else ONE_GROUP
-    width = fitted.half_width if tier == "fit" else max(fitted.half_width, least)
-    basis = fitted.said if tier == "fit" else f"{fitted.said}, carried to {wanted.group}"
-    return _around(
-        wanted.point.batch * wanted.point.osl / seconds,
-        (math.exp(-width), math.exp(width)),
-        tier,
-        basis,
-        fitted.coefficients.step_seconds(wanted.work, wanted.point),
-        fitted.coefficients.first_seconds(wanted.work, wanted.point),
-    )
+def _bend(
+    wanted: Wanted,
+    model: Coefficients,
+    line: dict[int, tuple[float, float | None, float | None]],
+    left: int,
+    right: int,
+) -> float:
+    """The model's time at the batch, over a straight line between the model's times at both ends; the residuals at the
+    ends are carried along."""
+    ends = {batch: model.seconds(wanted.work, replace(wanted.point, batch=batch)) for batch in (left, right)}
+    here = model.seconds(wanted.work, wanted.point)
+    share = (wanted.point.batch - left) / (right - left)
+    logs = [math.log(line[batch][0] / ends[batch]) for batch in (left, right)]
+    at = math.log(wanted.point.batch / left) / math.log(right / left)
+    bent = here * math.exp(logs[0] + at * (logs[1] - logs[0]))
+    return bent / (line[left][0] + share * (line[right][0] - line[left][0]))
 
 
-def _roofline(wanted: Wanted) -> Prediction | str:
+def _fitted(wanted: Wanted, fitted: Fit | str, tier: Tier, bands: Bands) -> Prediction | str:
+    if isinstance(fitted, str):
+        return fitted
+    if said := fitted.outside(wanted.point, wanted.work):
+        return said
+    model = fitted.coefficients
+    step, first = model.step_seconds(wanted.work, wanted.point), model.first_seconds(wanted.work, wanted.point)
+    speed = wanted.point.batch * wanted.point.osl / model.seconds(wanted.work, wanted.point)
+    own = (math.exp(-fitted.half_width), math.exp(fitted.half_width))
+    if tier == "fit":
+        return _around(speed, *own, tier, fitted.said, step, first)
+    name = "transfer" if fitted.by_group else "one-group"
+    band = bands[name]
+    low, high = _talked(wanted, speed, min(own[0], band.low), max(own[1], band.high))
+    return _around(speed, low, high, tier, f"{fitted.said}, carried to {wanted.group}", step, first, band=name)
+
+
+def _kernels(wanted: Wanted, bands: Bands) -> Prediction | str:
+    """The sum of kernels that somebody timed on this GPU; without the host, which a small step mostly is."""
+    if wanted.kernels is None:
+        return "no tables of kernels were asked."
+    found = wanted.kernels
+    name = "kernels-small" if found.step_seconds < SMALL_STEP else "kernels"
+    seconds = found.first_seconds + max(wanted.point.osl - 1, 1) * found.step_seconds
+    speed = wanted.point.batch * wanted.point.osl / seconds
+    band = bands[name]
+    basis = f"{found.source}; {_said(band)}"
+    return _banded(speed, bands, name, "kernels", basis, found.step_seconds, found.first_seconds)
+
+
+def _roofline(wanted: Wanted, bands: Bands) -> Prediction | str:
     """Data sheet and literature. An upper bound on confidence, not a measurement."""
     if not wanted.work.flops:
         return "And the data sheet gives no operations a second for this format, so there is no roofline either."
     memory, compute = EFFICIENCY
-    server = is_server(wanted.engine)
+    server, four_bit = is_server(wanted.engine), is_four_bit(wanted.format)
     rates = Coefficients(LAYER_STEP if server else 0.0, 0.0, 1 / memory, 1 / compute, 0.0, 1 / compute)
     step = rates.step_seconds(wanted.work, wanted.point)
-    seconds = rates.seconds(wanted.work, wanted.point)
-    four_bit = wanted.format.startswith("int4")
-    low, high = INT4_ROOFLINE if four_bit and server else ROOFLINE[server]
-    if step < SMALL_STEP:
-        low = min(low, SMALL_BAND)
-    return _around(
-        wanted.point.batch * wanted.point.osl / seconds,
-        (low, high),
-        "roofline",
-        f"data sheet at {memory:.0%} of bandwidth and {compute:.0%} of operations (literature), x{low:g} to x{high:g}",
-        step,
-        rates.first_seconds(wanted.work, wanted.point),
-        rankable=not four_bit,
-    )
+    name = "roofline-client" if not server else "roofline-4bit" if four_bit else "roofline-server"
+    if name == "roofline-server" and step < SMALL_STEP:
+        name = "roofline-small"
+    speed = wanted.point.batch * wanted.point.osl / rates.seconds(wanted.work, wanted.point)
+    basis = f"data sheet at {memory:.0%} of bandwidth and {compute:.0%} of operations; {_said(bands[name])}"
+    low, high = _talked(wanted, speed, bands[name].low, bands[name].high)
+    first = rates.first_seconds(wanted.work, wanted.point)
+    return _around(speed, low, high, "roofline", basis, step, first, rankable=not four_bit, band=name)
+
+
+def _talked(wanted: Wanted, speed: float, low: float, high: float) -> tuple[float, float]:
+    """A band widened by what the GPUs' talk may take more or less."""
+    link = wanted.work.link
+    if link is None:
+        return low, high
+    talk = wanted.work.whole_talk_seconds(wanted.point)
+    share = talk * speed / (wanted.point.batch * wanted.point.osl)
+    return low / (1 + share * (link.slack - 1)), high / (1 - share * (1 - 1 / link.slack))
+
+
+def _said(band: Band) -> str:
+    seen = f"; {band.cells} held-out cells of {band.groups} models and GPUs" if band.cells else ""
+    return f"x{band.low:.2g} to x{band.high:.2g} ({band.basis}{seen})"
+
+
+def _banded(
+    speed: float, bands: Bands, name: str, tier: Tier, basis: str, step: float | None, first: float | None
+) -> Prediction:
+    return _around(speed, bands[name].low, bands[name].high, tier, basis, step, first, band=name)
 
 
 def _around(
     speed: float,
-    band: tuple[float, float],
+    low: float,
+    high: float,
     tier: Tier,
     basis: str,
     step: float | None,
     first: float | None,
     *,
     rankable: bool = True,
+    band: str = "",
 ) -> Prediction:
-    low, high = speed * band[0], speed * band[1]
-    middle = speed if low <= speed <= high else math.sqrt(low * high)
-    return Prediction(middle, low, high, tier, "predicted", basis, step, first, rankable)
+    """`low` and `high` are factors; where the speed itself is outside, the middle of them is the answer."""
+    ends = speed * low, speed * high
+    middle = speed if low <= 1 <= high else math.sqrt(ends[0] * ends[1])
+    return Prediction(middle, *ends, tier, "predicted", basis, step, first, rankable, band=band)
 
 
 def _by_batch(cells: Sequence[Cell]) -> dict[int, tuple[float, float | None, float | None]]:
