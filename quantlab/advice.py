@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantlab import amounts, catalog
+from quantlab.kernels import KernelTables
 from quantlab.ledgers import Ledger
 from quantlab.preflight import GpuPlan, preflight
 from quantlab.records import Grid, Recipe
@@ -92,6 +93,7 @@ def recommend(
     gpu: str,
     folders: Sequence[Path | str] = (),
     published: Path | str | None = None,
+    kernels: bool = True,
     **words: Any,
 ) -> Recommended:
     """Which precision to ship: `recommend("3b", gpu="rtx4090", tpot="20ms", context="8k", batch="1..64")`.
@@ -101,8 +103,9 @@ def recommend(
         gpu: word of the catalog, driver name or a YAML file.
         folders: ledgers, or folders that hold some; default $QUANTLAB_LEDGER or ./runs.
         published: another file of published tables.
+        kernels: ask the tables of measured kernels, where they are installed (docs/prediction.md).
         **words: as `quantlab recommend --help`: recipes, objective, max_drop, ttft, tpot, batch, tp, engine, isl, osl,
-            unproven, price.
+            unproven, price, images.
 
     Raises:
         BadInput: an unknown word or an amount that is none.
@@ -114,4 +117,6 @@ def recommend(
     tables = catalog.published(Path(published) if published else None)
     question = asked.resolve(asked.Words(model=model, gpu=gpu, **words), tables)
     books = [book for folder in folders for book in evidence.ledgers_in(Path(folder))] or [Ledger(None)]
-    return Recommended(decide.recommend(question, evidence.gather(question.model, books, tables)))
+    known = evidence.gather(question.model, books, tables)
+    known.kernels = KernelTables() if kernels else None
+    return Recommended(decide.recommend(question, known))

@@ -29,6 +29,10 @@ RESERVE_BYTES, UNIFIED_RESERVE_BYTES = 2_000_000_000, 8_000_000_000
 """Not for the model: on a GPU of its own, and where an operating system lives in the same memory."""
 IMAGE_POSITIONS = 6404
 """Positions of one image in Llama 3.2 Vision: 4 tiles x 1,601."""
+ENCODER_LAYERS, ENCODER_WIDTH, ENCODER_MLP = 40, 1280, 5120
+"""Llama 3.2 Vision's image encoder: 32 layers and 8 global ones over all tiles (config.json of 11B and 90B)."""
+PROJECTED = 7680
+"""What the encoder hands over for a position: six of its widths."""
 BITS = {"bf16": 16.0, "fp8": 8.0}
 """Bits of a quantized weight; INT4 adds its scales, see `weight_bits`."""
 
@@ -103,6 +107,22 @@ def kv_bytes(shape: Shape, width: int, tp: int = 1) -> int:
     return 2 * shape.layers * -(-shape.kv_heads // tp) * shape.head_dim * width
 
 
+def image_cache(shape: Shape, width: int, tp: int = 1) -> int:
+    """Keys and values of one image on one of `tp` GPUs."""
+    return 2 * shape.cross_layers * -(-shape.kv_heads // tp) * shape.head_dim * width * IMAGE_POSITIONS
+
+
+def image_flops(shape: Shape) -> float:
+    """Operations of one image of four tiles before the first token: its encoder, the projection to the residual
+    stream, and its keys and values in each cross-attention layer. 0 for a model without any."""
+    if not shape.cross_layers:
+        return 0.0
+    products = 4 * ENCODER_WIDTH**2 + 2 * ENCODER_WIDTH * ENCODER_MLP
+    encoder = ENCODER_LAYERS * IMAGE_POSITIONS * (2 * products + 4 * IMAGE_POSITIONS * ENCODER_WIDTH)
+    keys = 2 * shape.cross_layers * shape.hidden * 2 * shape.kv_heads * shape.head_dim
+    return float(encoder + IMAGE_POSITIONS * (2 * PROJECTED * shape.hidden + keys))
+
+
 def footprint(
     form: str, group: int | None, kv_cache: str, sizes: Sizes, shape: Shape, capacity: int, tp: int, *, unified: bool
 ) -> Footprint:
@@ -127,7 +147,7 @@ def footprint(
     weights = int(linear * bits / 8) // tp + 2 * vocabulary // tp + 2 * rest
     width = 1 if kv_cache == "fp8" else 2
     token = kv_bytes(shape, width, tp)
-    image = 2 * shape.cross_layers * -(-shape.kv_heads // tp) * shape.head_dim * width * IMAGE_POSITIONS
+    image = image_cache(shape, width, tp)
     reserve = UNIFIED_RESERVE_BYTES if unified else RESERVE_BYTES
     lines = (
         f"Weights on each GPU: {linear:,} x {bits:g} bits / {tp} + {vocabulary:,} of embedding and head x 16 bits / "

@@ -23,6 +23,7 @@ from quantlab.catalog import strict
 from quantlab.catalog.strict import Complaint
 from quantlab.errors import BadInput
 
+LINKS = ("nvlink", "pcie")
 FORMATS = ("bf16", "fp8", "int8", "fp4")
 """Formats that `tflops` may name."""
 
@@ -54,6 +55,13 @@ class Datasheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """URL of the price."""
     price_date: str = ""
     """When the price was read: 2026, 2026-05."""
+    link: str | None = None
+    """How GPUs of one machine speak to each other: "nvlink" or "pcie"; None where there is one only, or it is not
+    known."""
+    link_bandwidth: float | None = None
+    """Of one GPU's link in one direction, bytes per second."""
+    link_source: str = ""
+    """URL of it."""
     unified: bool = False
     """The memory is the host's too: the operating system and other programs take their part."""
     notes: str = ""
@@ -131,12 +139,22 @@ def _sane(sheets: Datasheets) -> Iterator[Complaint]:
 def _faults(sheet: Datasheet, at: tuple[str | int, ...]) -> Iterator[Complaint]:
     """What no GPU could mean: a size of 0, an unknown format, a figure that is not finite."""
     sizes = {"memory_bytes": float(sheet.memory_bytes), "bandwidth": sheet.bandwidth}
-    sizes |= {name: value for name in ("power_watts", "price_per_hour") if (value := getattr(sheet, name)) is not None}
+    sizes |= {
+        name: value
+        for name in ("power_watts", "price_per_hour", "link_bandwidth")
+        if (value := getattr(sheet, name)) is not None
+    }
     for name, value in sizes.items():
         if not (math.isfinite(value) and value > 0):
             yield (*at, name), f"{value} is not a size.", "Write a number above 0."
     if not sheet.word or not all(part.isdigit() for part in sheet.compute_capability.split(".")):
         yield (*at, "compute_capability"), f"{sheet.compute_capability!r} is no compute capability.", 'Write "8.9".'
+    if sheet.link not in (None, *LINKS) or (sheet.link is None) != (sheet.link_bandwidth is None):
+        yield (
+            (*at, "link"),
+            f"{sheet.link!r} with {sheet.link_bandwidth} bytes a second.",
+            'Write "nvlink" or "pcie", and both.',
+        )
     for name, value in sheet.tflops.items():
         if name not in FORMATS:
             yield (*at, "tflops", name), f"{name!r} is no format.", f"Formats: {', '.join(FORMATS)}."

@@ -75,6 +75,8 @@ class PublishedTable(Strict, frozen=True, kw_only=True):
     gpus: int = 1
     kv_cache: Literal["none", "fp8"] = "none"
     """Precision of the key/value cache."""
+    images: int = 0
+    """Images of each sequence."""
     usable: bool = True
     """False: compared only, never fitted; `notes` says why."""
     notes: str = ""

@@ -17,6 +17,9 @@ OBJECTIVES = ("throughput", "latency", "memory", "energy", "cost")
 USUAL = ("bf16", "fp8", "int4_awq")
 """Recipes that are always weighed; the first is the baseline."""
 
+MOST_IMAGES = 1
+"""Of a sequence: the memory plan counts one, as Llama 3.2 Vision is served."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -45,6 +48,8 @@ class Asked:
     """Recipes whose accuracy was not shown may be chosen."""
     price: float | None
     """Dollars an hour of one GPU."""
+    images: int = 0
+    """Images of a sequence, of four tiles each."""
 
     @property
     def baseline(self) -> str:
@@ -70,6 +75,7 @@ class Words:
     osl: int | None = None
     unproven: bool = False
     price: float | None = None
+    images: int = 0
 
 
 def resolve(words: Words, published: Published) -> Asked:
@@ -106,7 +112,16 @@ def resolve(words: Words, published: Published) -> Asked:
         else None,
         unproven=words.unproven,
         price=words.price,
+        images=_images(words.images, model),
     )
+
+
+def _images(count: int, model: Model) -> int:
+    if count and not (model.shape and model.shape.cross_layers):
+        raise BadInput(f"{model.word} takes no images.", place="--images", cure="Leave it out, or ask for 11b or 90b.")
+    if not 0 <= count <= MOST_IMAGES:
+        raise BadInput(f"{count} images a sequence.", place="--images", cure=f"Write 0 to {MOST_IMAGES}.")
+    return count
 
 
 def _check(words: Words) -> None:

@@ -11,15 +11,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from quantlab import catalog
 from quantlab.catalog import Datasheet, Published
+from quantlab.kernels import KernelTables
 from quantlab.ledgers import Ledger
 from quantlab.predict import Cell, Point, Work
+from quantlab.predict.links import Kind, link
 from quantlab.records import Cell as Measured
 from quantlab.records import Entry, Model, Run, Shape, Throughput
-from quantlab.serving import kv_bytes, layer_weights, weight_bits
+from quantlab.serving import image_cache, image_flops, kv_bytes, layer_weights, weight_bits
 
 SAME_SIZE = 1e-3
 """Two checkpoints whose 16-bit sizes differ by less have the same shape; headers differ by kilobytes."""
@@ -52,6 +54,10 @@ class Evidence:
     """Recipe -> what it lost on the asked model."""
     unusable: Counter[str] = field(default_factory=Counter)
     """Reason -> how many cells."""
+    kernels: KernelTables | None = None
+    """Tables of measured kernels, where there are some to ask."""
+    unasked: dict[str, str] = field(default_factory=dict)
+    """Recipe -> why these tables say nothing of it."""
 
 
 def gather(model: Model, ledgers: Iterable[Ledger], published: Published) -> Evidence:
@@ -78,17 +84,35 @@ def ledgers_in(folder: Path) -> list[Ledger]:
     return [Ledger(path) for path in inner] or [Ledger(folder)]
 
 
-def work(shape: Shape, form: str, gpu: Datasheet, tp: int, *, cache_width: int = 2, group: int | None = None) -> Work:
-    """What one of `tp` GPUs does for a token: its part of the layers and of the output head."""
-    linear, head = layer_weights(shape, text_only=True), shape.vocabulary * shape.hidden
-    tflops = gpu.tflops.get("fp8" if form in EIGHT_BIT else "bf16")
+def work(
+    shape: Shape,
+    form: str,
+    gpu: Datasheet,
+    tp: int,
+    *,
+    cache_width: int = 2,
+    group: int | None = None,
+    images: bool = False,
+) -> Work:
+    """What one of `tp` GPUs does for a token: its part of the layers and of the output head. With images the
+    cross-attention layers are read and multiplied too; text alone passes them by."""
+    linear, head = layer_weights(shape, text_only=not images), shape.vocabulary * shape.hidden
+    tflops, plain = gpu.tflops.get("fp8" if form in EIGHT_BIT else "bf16"), gpu.tflops.get("bf16")
+    layers = shape.layers + (shape.cross_layers if images else 0)
+    between = link(cast(Kind, gpu.link), gpu.link_bandwidth, tp) if gpu.link and gpu.link_bandwidth else None
     return Work(
         (linear * weight_bits(form, group) / 8 + 2 * head) / tp,
         kv_bytes(shape, cache_width, tp),
         2.0 * (linear + head) / tp,
         gpu.bandwidth,
         tflops * 1e12 if tflops else None,
-        shape.layers,
+        layers,
+        exchanges=2 * layers + 1 if tp > 1 else 0,
+        token_message=2.0 * shape.hidden,
+        link=between,
+        image_bytes=float(image_cache(shape, cache_width, tp)) if images else 0.0,
+        image_flops=image_flops(shape) / tp if images else 0.0,
+        image_rate=plain * 1e12 if plain else None,
     )
 
 
@@ -98,7 +122,7 @@ def group_of(model: str, gpu: str, tp: int) -> str:
 
 def _published(found: Evidence, model: Model, published: Published) -> None:
     for table in published.tables:
-        gpu = catalog.target(table.gpu)
+        gpu, width = catalog.target(table.gpu), 1 if table.kv_cache == "fp8" else 2
         for cell in table.cells:
             if not table.usable or cell.batch is None:
                 if cell.model == model.word:
@@ -108,8 +132,8 @@ def _published(found: Evidence, model: Model, published: Published) -> None:
             seconds = cell.batch * cell.osl / cell.tokens_per_second
             found.cells.append(
                 Cell(
-                    Point(cell.isl, cell.osl, cell.batch),
-                    work(shape, cell.recipe, gpu, tp, cache_width=1 if table.kv_cache == "fp8" else 2),
+                    Point(cell.isl, cell.osl, cell.batch, table.images),
+                    work(shape, cell.recipe, gpu, tp, cache_width=width, images=bool(table.images)),
                     table.engine,
                     cell.recipe,
                     group_of(cell.model, table.gpu, tp),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from quantlab import support
 from quantlab.decide.asked import Asked
 from quantlab.decide.evidence import Evidence, Shown, group_of, work
+from quantlab.decide.timed import Times, kernel_times
 from quantlab.engines import ENGINES
 from quantlab.predict import Cell, Point, Prediction, Wanted, predict
 from quantlab.preflight import GpuPlan, preflight
@@ -96,16 +97,17 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
 
 def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:
     """All recipes of the question, in its order."""
-    found = [_option(asked, evidence, where, name, recipe) for name, recipe in asked.recipes]
+    times = kernel_times(asked, evidence, where.engine, where.lengths)
+    found = [_option(asked, evidence, where, name, recipe, times) for name, recipe in asked.recipes]
     able = [each for each in found if not each.lost]
     measured = all(any(speed.joules_per_token for speed in each.usable.values()) for each in able)
     return [replace(each, by_joules=asked.objective == "energy" and measured and not each.lost) for each in found]
 
 
-def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe: Recipe) -> Option:
+def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe: Recipe, times: Times) -> Option:
     plan = preflight(asked.model, name, recipe, asked.gpu, asked.tp, context=asked.context, batches=asked.batches)
     fitting = [cell.batch for cell in plan.cells if cell.fits]
-    speeds, unknown = _speeds(asked, evidence.cells, where, plan, name, recipe, fitting)
+    speeds, unknown = _speeds(asked, evidence.cells, where, plan, name, recipe, fitting, times)
     over = {batch: said for batch, speed in speeds.items() if (said := _over(asked, speed))}
     shown = BASELINE if name == asked.baseline else evidence.accuracy.get(name)
     lost = _unservable(plan, where.engine, recipe.format) or _loses(asked, shown)
@@ -127,20 +129,23 @@ def _speeds(
     name: str,
     recipe: Recipe,
     fitting: Sequence[int],
+    times: Times,
 ) -> tuple[dict[int, Prediction], list[str]]:
     speeds: dict[int, Prediction] = {}
     unknown: list[str] = []
     assert asked.model.shape is not None, "asked for in `resolve`"
     known = any(cell.format == name for cell in cells)
     width = 1 if recipe.kv_cache == "fp8" else 2
-    todo = work(asked.model.shape, recipe.format, asked.gpu, asked.tp, cache_width=width, group=plan.group_size)
+    shape, images = asked.model.shape, bool(asked.images)
+    todo = work(shape, recipe.format, asked.gpu, asked.tp, cache_width=width, group=plan.group_size, images=images)
     for batch in fitting:
         wanted = Wanted(
-            Point(*where.lengths, batch),
+            Point(*where.lengths, batch, asked.images),
             todo,
             where.engine,
             name if known else recipe.format,
             group_of(asked.model.word, asked.gpu.word, asked.tp),
+            times.get((name, batch)),
         )
         found = predict(wanted, cells)
         if isinstance(found, Prediction):

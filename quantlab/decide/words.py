@@ -10,13 +10,14 @@ from quantlab.decide.evidence import Evidence
 from quantlab.decide.options import Option, Setting
 from quantlab.predict import Crossover, Prediction, differ
 
-GUESSED = ("transfer", "roofline")
+GUESSED = ("transfer", "kernels", "roofline")
 
 
 def workload(asked: Asked, where: Setting) -> str:
     """What the speeds and the memory are for."""
+    image = " and one image of four tiles" if asked.images else ""
     return (
-        f"{where.lengths[0]} tokens in, {where.lengths[1]} out with {where.engine} ({where.why}); "
+        f"{where.lengths[0]} tokens in{image}, {where.lengths[1]} out with {where.engine} ({where.why}); "
         f"memory at {asked.context:,} tokens a sequence"
     )
 
@@ -102,6 +103,9 @@ def assumptions(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
         yield f"Cost: ${gpu.price_per_hour:g} an hour, assumed ({where_from}); --price changes it."
     if asked.objective == "cost" or (asked.objective == "energy" and not by_joules):
         yield f"With equal power and price for all precisions, {asked.objective} orders them as throughput does."
+    if asked.tp > 1 and gpu.link and gpu.link_bandwidth:
+        said = f"{gpu.link_bandwidth / 1e9:g} GB/s in one direction"
+        yield f"Between the GPUs: {gpu.link} of {said}, two all-reduces a layer; of one machine, and nothing else on it."
     yield "Busy all the time at the batch that is named; idle hours cost the same."
 
 
@@ -119,10 +123,15 @@ def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Op
             yield f"Speed of {each.name}: {reason}"
     if asked.ttft and any(speed.first_seconds is None for each in every for speed in each.speeds.values()):
         yield "The time to the first token is not known for every cell; where it is not, --ttft was not applied."
-    if asked.tp > 1 and any(speed.tier in GUESSED for each in every for speed in each.speeds.values()):
-        yield f"What the {asked.tp} GPUs of a layer say to each other is not modelled: predicted speeds are too high."
-    if asked.model.modality == "vision":
-        yield "Speeds are of text alone: images cost an encoder pass and cross-attention that no cell here holds."
+    guessed = any(speed.tier in GUESSED for each in every for speed in each.speeds.values())
+    if asked.tp > 1 and guessed and not asked.gpu.link:
+        yield f"The link between {asked.tp} of this GPU is not known: what they say is left out, speeds are too high."
+    if asked.images:
+        yield "No cell with images was measured here: encoder and cross-attention are counted from their dimensions."
+    elif asked.model.modality == "vision":
+        yield "Speeds are of text alone; --images 1 counts one image of four tiles a sequence."
+    for name, reason in evidence.unasked.items():
+        yield f"Kernel tables, {name}: {reason}"
     for reason, count in evidence.unusable.most_common(4):
         yield f"{count} cells were not used: {reason}"
 

@@ -5,21 +5,21 @@ literature until enough cells were predicted that the model had not seen; then i
 
     python benchmarks/prediction.py --bands        corrects the file from all cells below benchmarks/results/gpu
 
-Cells of one model on one GPU err together, so a number of cells says little: a band is replaced only where LEAST_CELLS
-of LEAST_GROUPS models and GPUs speak, and only ever widened where there are fewer.
+Cells of one model on one GPU err together, so each model and GPU weighs the same, however many cells it has; and the
+literature weighs as one more. With fewer than five models and GPUs a band can therefore only be widened.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 FILE = Path(__file__).with_name("bands.json")
-LEAST_CELLS, LEAST_GROUPS = 12, 3
 TAIL = 0.1
 """Outside at either end."""
 LEAST_ERROR = 0.05
@@ -70,23 +70,24 @@ def corrected(bands: Bands, errors: Iterable[tuple[str, str, float]]) -> dict[st
 
 
 def _corrected(band: Band, errors: list[tuple[str, float]]) -> Band:
-    prior = Band(band.prior_low, band.prior_high, band.prior_low, band.prior_high, band.basis)
-    if not errors:
-        return prior
-    groups = {group for group, _ in errors}
-    low, high = _ends(sorted(error for _, error in errors))
-    if len(errors) < LEAST_CELLS or len(groups) < LEAST_GROUPS:
-        low, high = min(low, math.log(prior.low)), max(high, math.log(prior.high))
+    groups = Counter(group for group, _ in errors)
+    share = 1 / (len(groups) + 1)
+    weighed = [(error, share / groups[group]) for group, error in errors]
+    weighed += [(math.log(end), share / 2) for end in (band.prior_low, band.prior_high)]
+    low, high = _tail(sorted(weighed)), _tail(sorted(weighed, reverse=True))
     middle, least = (low + high) / 2, max((high - low) / 2, LEAST_ERROR)
     ends = (round(math.exp(middle - least), 3), round(math.exp(middle + least), 3))
     return Band(*ends, band.prior_low, band.prior_high, band.basis, len(errors), len(groups))
 
 
-def _ends(ordered: list[float]) -> tuple[float, float]:
-    """Order statistics that leave TAIL outside at either end, also for the next one; the extremes where there are
-    few."""
-    rank = max(math.floor(TAIL * (len(ordered) + 1)), 1)
-    return ordered[rank - 1], ordered[-rank]
+def _tail(weighed: list[tuple[float, float]]) -> float:
+    """The first error, from the end they start at, that leaves less than TAIL of the weight outside."""
+    outside = 0.0
+    for error, weight in weighed:
+        outside += weight
+        if outside >= TAIL - 1e-9:
+            return error
+    return weighed[-1][0]
 
 
 def write(bands: Bands, path: Path = FILE) -> None:

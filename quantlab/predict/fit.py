@@ -111,6 +111,8 @@ class Fit:
                 f"{work.weight_bytes / 1e9:.2g} GB of weights a GPU are outside what was measured "
                 f"({min(sizes) / 1e9:.2g} to {max(sizes) / 1e9:.2g} GB, and {MODEL_REACH:g} times beyond)."
             )
+        if point.images and not any(cell.point.images for cell in self.cells):
+            return "no cell with images was measured."
         batches = [cell.point.batch for cell in self.cells]
         contexts = [cell.point.context for cell in self.cells]
         for what, value, known in (("batch", point.batch, batches), ("a mean context of", point.context, contexts)):

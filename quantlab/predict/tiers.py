@@ -251,8 +251,8 @@ def _interpolate(
     return mixed[0] or math.nan, mixed[1], mixed[2]
 
 
-def _lengths(point: Point) -> tuple[int, int]:
-    return point.isl, point.osl
+def _lengths(point: Point) -> tuple[int, int, int]:
+    return point.isl, point.osl, point.images
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
