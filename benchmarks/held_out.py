@@ -1,8 +1,8 @@
 """Cells predicted without what is predicted: the arithmetic behind benchmarks/prediction.py.
 
-`held` leaves every measurement of a point out. `errors` is stricter, for the bands: whole models and GPUs are left out where
-a fit is carried to others, and each tier is asked whether it would be the best or not. A cell is judged by bands that were
-corrected without its model and GPU, so that no interval was fitted on what it is tested on.
+`held` leaves every measurement of a point out. `errors` is stricter, for the bands: whole models and GPUs are left out
+where a fit is carried to others, and each tier is asked whether it would be the best or not. A cell is judged by bands
+that were corrected without its model and GPU, so that no interval was fitted on what it is tested on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from quantlab import catalog
 from quantlab.kernels import TESTED, KernelTables, KernelTime, Question
 from quantlab.predict import Cell, Kernels, Point, Prediction, Wanted, attempts, predict
 from quantlab.predict.bands import Band, Bands, corrected, shipped
+from quantlab.serving import kv_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWERS = ROOT / "benchmarks" / "results" / "kernels.json"
@@ -102,13 +103,17 @@ def errors(cells: Sequence[Cell], tables: Answers) -> list[tuple[str, str, float
 def blind(cell: Cell, cells: Sequence[Cell]) -> Iterator[Prediction | str]:
     """The cell from its two neighbours alone, as if nothing else of its model and GPU were known."""
     same = [each for each in cells if (each.engine, each.format) == (cell.engine, cell.format)]
-    line = [each for each in same if each.group == cell.group and replace(each.point, batch=cell.point.batch) == cell.point]
+    line = [
+        each for each in same if each.group == cell.group and replace(each.point, batch=cell.point.batch) == cell.point
+    ]
     below = [each.point.batch for each in line if each.point.batch < cell.point.batch]
     above = [each.point.batch for each in line if each.point.batch > cell.point.batch]
     if below and above:
         ends = {max(below), min(above)}
         known = [each for each in line if each.point.batch in ends]
-        yield attempts(asked(cell), [*known, *(each for each in same if each.group != cell.group)], PLAIN)["interpolated"]
+        yield attempts(asked(cell), [*known, *(each for each in same if each.group != cell.group)], PLAIN)[
+            "interpolated"
+        ]
 
 
 def line(source: str, group: str, recipe: str, point: Point, truth: float, found: Prediction) -> Line:
@@ -139,7 +144,10 @@ class Answers:
         return Kernels(first, step, f"aiconfigurator-core {TESTED}")
 
     def write(self) -> None:
-        record = {"package": f"aiconfigurator-core {TESTED}", "values": "seconds to the first token, of a step, share timed"}
+        record = {
+            "package": f"aiconfigurator-core {TESTED}",
+            "values": "seconds to the first token, of a step, share timed",
+        }
         ANSWERS.write_text(json.dumps({**record, "answers": self.known}, indent=1) + "\n")
 
 
@@ -156,19 +164,17 @@ def question(cell: Cell) -> Question | None:
     tp, _, gpu = rest.partition(" x ")
     found = catalog.published().model(model) or catalog.model(model)
     form = catalog.recipe(cell.format).record.format
-    cache = "fp8" if cell.work.cache_bytes < two_bytes(found.shape, int(tp)) else "none"
-    made = Question(found.shape, gpu, cell.engine, form, cache, int(tp), cell.point.isl, cell.point.osl, (cell.point.batch,))
+    assert found.shape is not None
+    cache = "fp8" if cell.work.cache_bytes < kv_bytes(found.shape, 2, int(tp)) else "none"
+    made = Question(
+        found.shape, gpu, cell.engine, form, cache, int(tp), cell.point.isl, cell.point.osl, (cell.point.batch,)
+    )
     return None if made.refusal or cell.point.images else made
-
-
-def two_bytes(shape: object, tp: int) -> int:
-    from quantlab.serving import kv_bytes
-
-    return kv_bytes(shape, 2, tp)
 
 
 def name(each: Question | None) -> str:
     assert each is not None
     shape = each.shape
     dims = f"{shape.layers}x{shape.hidden}x{shape.intermediate}"
-    return f"{dims} {each.gpu} {each.engine} {each.format} cache {each.kv_cache} tp {each.tp} {each.isl}/{each.osl} {each.batches[0]}"
+    widths = f"{each.format} cache {each.kv_cache} tp {each.tp}"
+    return f"{dims} {each.gpu} {each.engine} {widths} {each.isl}/{each.osl} {each.batches[0]}"

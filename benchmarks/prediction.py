@@ -11,8 +11,8 @@ predicted was not seen; and its interval comes from bands corrected without its 
 without a batch are predicted at the batch up to 1,024 that is best in the model and fits into the memory with an FP8
 cache, at the mean length of a sequence: in-flight batching replaces the finished by new ones.
 
-Tables of kernels (aiconfigurator-core) are asked where $QUANTLAB_KERNELS or this Python has them, and what they said is kept
-in benchmarks/results/kernels.json.
+Tables of kernels (aiconfigurator-core) are asked where $QUANTLAB_KERNELS or this Python has them, and what they said is
+kept in benchmarks/results/kernels.json.
 """
 
 from __future__ import annotations

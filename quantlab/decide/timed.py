@@ -1,4 +1,4 @@
-"""What tables of measured kernels say of the question, where no cell was measured: asked once, for all recipes together."""
+"""What tables of measured kernels say where no cell was measured: asked once, for all recipes together."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def assumptions(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
         yield f"With equal power and price for all precisions, {asked.objective} orders them as throughput does."
     if asked.tp > 1 and gpu.link and gpu.link_bandwidth:
         said = f"{gpu.link_bandwidth / 1e9:g} GB/s in one direction"
-        yield f"Between the GPUs: {gpu.link} of {said}, two all-reduces a layer; of one machine, and nothing else on it."
+        yield f"Between the GPUs: {gpu.link} of {said}, two all-reduces a layer, nothing else on it."
     yield "Busy all the time at the batch that is named; idle hours cost the same."
 
 
@@ -123,17 +123,23 @@ def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Op
             yield f"Speed of {each.name}: {reason}"
     if asked.ttft and any(speed.first_seconds is None for each in every for speed in each.speeds.values()):
         yield "The time to the first token is not known for every cell; where it is not, --ttft was not applied."
-    guessed = any(speed.tier in GUESSED for each in every for speed in each.speeds.values())
+    yield from _left_out(asked, evidence, every)
+    for reason, count in evidence.unusable.most_common(4):
+        yield f"{count} cells were not used: {reason}"
+
+
+def _left_out(asked: Asked, evidence: Evidence, every: Sequence[Option]) -> Iterator[str]:
+    """What the predicted speeds do not hold."""
+    speeds = [speed for each in every for speed in each.speeds.values()]
+    guessed = any(speed.tier in GUESSED for speed in speeds)
     if asked.tp > 1 and guessed and not asked.gpu.link:
         yield f"The link between {asked.tp} of this GPU is not known: what they say is left out, speeds are too high."
-    if asked.images:
-        yield "No cell with images was measured here: encoder and cross-attention are counted from their dimensions."
-    elif asked.model.modality == "vision":
+    if asked.images and guessed:
+        yield "Speed with images was not measured here: encoder and cross-attention follow from their dimensions alone."
+    elif asked.model.modality == "vision" and not asked.images:
         yield "Speeds are of text alone; --images 1 counts one image of four tiles a sequence."
     for name, reason in evidence.unasked.items():
         yield f"Kernel tables, {name}: {reason}"
-    for reason, count in evidence.unusable.most_common(4):
-        yield f"{count} cells were not used: {reason}"
 
 
 def relax(asked: Asked, every: Sequence[Option]) -> Iterator[str]:

@@ -1,10 +1,10 @@
 """NVIDIA's tables of measured kernels as a source for predictions: `aiconfigurator-core`, an optional extra.
 
 It sums kernels that were timed on the GPU, so bf16 and FP8 on a data-centre GPU are known where neither this model nor
-this GPU was measured by us. It has no INT4 on these GPUs, no consumer cards, no Jetson, no Mllama (its text path is asked
-for as a Llama), and no host: launches, scheduling and sampling are missing, which is most of a small model's step.
+this GPU was measured by us. It has no INT4 on these GPUs, no consumer cards, no Jetson, no Mllama (its text path is
+asked for as a Llama), and no host: launches, scheduling and sampling are missing, most of a small model's step.
 
-The package (82 MB) brings pandas, pyarrow, scipy and numpy 2.1 and newer, which quantlab asks for as well, so it may lie
+The package (82 MB) needs pandas, pyarrow, scipy and numpy 2.1 and newer, which quantlab asks for as well, so it may lie
 in the same environment: `pip install 'quantlab[kernels]'`, Linux on x86-64 only. Or in another one, whose Python
 QUANTLAB_KERNELS names. It is asked in a child either way: loading its tables takes seconds and 150 MB.
 """

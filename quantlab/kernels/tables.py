@@ -3,10 +3,10 @@ has `aiconfigurator-core`; nothing of quantlab is imported, so it is started by 
 
     python quantlab/kernels/tables.py < questions.json > answers.json
 
-Only what was measured is asked for (`SILICON`): the package's other modes extrapolate, and call INT4 on Hopper up to 2.2
-times too fast. `fp8_static` is what ModelOpt exports (one scale a tensor, known beforehand); plain `fp8` would add a
-kernel of 7 microseconds to every product. The model is written as a Llama config of our own dimensions, because a name
-would be looked up on the network.
+Only what was measured is asked for (`SILICON`): the package's other modes extrapolate, and call INT4 on Hopper up to
+2.2 times too fast. `fp8_static` is what ModelOpt exports (one scale a tensor, known beforehand); plain `fp8` would add
+a kernel of 7 microseconds to every product. The model is written as a Llama config of our own dimensions, because a
+name would be looked up on the network.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def unpacked(batch: int) -> float:
     A matrix times one vector is unpacked in registers while the next weights are read, so it costs nothing. A matrix
     times several goes through the tensor units and is unpacked into shared memory first: a cost by weight, not by
     sequence, and nearly whole from a few sequences on. (b - 1) / b was the shape with the least residual of (b - 1) /
-    (b - 1 + h), h = 1, 4, 16, 64, 256, for TensorRT-LLM 0.15; vLLM's Marlin hides it at every batch, and the fit gives it 0.
+    (b - 1 + h), h = 1, 4, 16, 64, 256, for TensorRT-LLM 0.15; vLLM's Marlin hides it at every batch, and the fit gives
+    it 0.
     """
     return 1 - 1 / batch
 

@@ -2,12 +2,12 @@
 
     seconds = latency + slowdown x 2 (n - 1) / n x bytes / bandwidth
 
-`bandwidth` is the link's in one direction, from the data sheet; 2 (n - 1) / n is what a ring sends. Latency and slowdown
-were fitted to 600 all-reduces that NVIDIA timed and ships in aiconfigurator-core 0.12.0 (vLLM 0.14 and 0.24, TensorRT-LLM 1.0
-and 1.3 on 2, 4 and 8 of H100, H200, A100, B200, L40S and RTX PRO 6000; 128 elements to 2^29). `python
-benchmarks/all_reduce.py` fits them again. Over NVLink 3 to 8 us and 1.2 to 2.0; the 80 % error of a time is a factor 1.1 to
-1.4. Over PCIe two GPUs are as predictable, four or eight are not: what a machine's switches and sockets do between them is on
-no data sheet (2.4 to 18 times), so the interval says it.
+`bandwidth` is the link's in one direction, from the data sheet; 2 (n - 1) / n is what a ring sends. Latency and
+slowdown lie in the middle of what NVIDIA's own timings give, which aiconfigurator-core 0.12.0 ships (vLLM and
+TensorRT-LLM on 2, 4 and 8 of H100, H200, A100, B200, L40S and RTX PRO 6000): `python benchmarks/all_reduce.py` fits
+each. Over NVLink 3 to 9 us and 1.2 to 2.0, and a line through them is mostly within a factor of 1.1 to 1.4. Over PCIe
+two GPUs are as predictable, four or eight are not: what a machine's switches and sockets do between them is on no data
+sheet (2.4 to 18 times), so the interval says it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tiers, best first. An answer names its tier and basis; no answer is a sentence.
 
-How far a tier may be off is data, see bands.py. Of a transfer and a sum of kernels the one with the narrower interval is
-taken, as of a fit and a line between two batches.
+How far a tier may be off is data, see bands.py. Of a transfer and a sum of kernels the one with the narrower interval
+is taken, as of a fit and a line between two batches.
 """
 
 from __future__ import annotations
