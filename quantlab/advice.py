@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantlab import amounts, catalog
+from quantlab.errors import BadInput
 from quantlab.kernels import KernelTables
 from quantlab.ledgers import Ledger
 from quantlab.preflight import GpuPlan, preflight
@@ -101,7 +102,8 @@ def recommend(
     Args:
         model: catalog word, hub id, directory, or a model of the published tables.
         gpu: word of the catalog, driver name or a YAML file.
-        folders: ledgers, or folders that hold some; default $QUANTLAB_LEDGER or ./runs.
+        folders: ledgers, or folders that hold some; default $QUANTLAB_LEDGER or ./runs, and the GPU runs that travel
+            with quantlab.
         published: another file of published tables.
         kernels: ask the tables of measured kernels, where they are installed (docs/prediction.md).
         **words: as `quantlab recommend --help`: recipes, objective, max_drop, ttft, tpot, batch, tp, engine, isl, osl,
@@ -116,7 +118,20 @@ def recommend(
 
     tables = catalog.published(Path(published) if published else None)
     question = asked.resolve(asked.Words(model=model, gpu=gpu, **words), tables)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise BadInput(
+                "no such folder.", place=f"--ledger {folder}", cure="Name a ledger, or a folder that holds some."
+            )
     books = [book for folder in folders for book in evidence.ledgers_in(Path(folder))] or [Ledger(None)]
-    known = evidence.gather(question.model, books, tables)
+    known = evidence.gather(question.model, [*books, *_along(folders)], tables)
     known.kernels = KernelTables() if kernels else None
     return Recommended(decide.recommend(question, known))
+
+
+def _along(folders: Sequence[Path | str]) -> list[Ledger]:
+    """Measurements that travel with quantlab: asked where nobody named others."""
+    from quantlab.decide import evidence
+
+    folder = catalog.builtin() / "benchmarks" / "results" / "gpu"
+    return evidence.ledgers_in(folder) if not folders and folder.is_dir() else []

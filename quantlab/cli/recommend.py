@@ -25,7 +25,12 @@ import click
 @click.option("--images", type=int, default=0, help="Images of a sequence (11b and 90b): 0 or 1.")
 @click.option("--kernels/--no-kernels", default=True, help="Ask the tables of measured kernels, where installed.")
 @click.option("--price", type=float, help="Dollars an hour of one GPU, instead of the catalog's assumption.")
-@click.option("--ledger", "folders", multiple=True, help="Ledger, or folder of ledgers (repeatable); default ./runs.")
+@click.option(
+    "--ledger",
+    "folders",
+    multiple=True,
+    help="Ledger, or folder of ledgers (repeatable); default: ./runs, and the GPU runs that travel along.",
+)
 @click.option("--published", type=click.Path(dir_okay=False), help="Another file of published tables.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
 def recommend(**words: Any) -> None:

@@ -57,7 +57,7 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
         by_batch=tuple(by_batch),
         rows=tuple(_row(asked, each, choice, second) for each in every),
         crossovers=tuple(pairs),
-        stability=_stability(asked, able, choice) if choice else None,
+        stability=_stability(asked, able, choice) if choice and second else None,
         relax=tuple(words.relax(asked, every)) if choice is None else (),
         missing=tuple(words.missing(asked, evidence, where, every)),
         next_steps=tuple(words.next_steps(asked, where, every, choice, second, pairs)),

@@ -172,10 +172,11 @@ def _entry(entry: Entry, result: Throughput, published: Published, unusable: Cou
     group = checkpoint.get("group_size")
     todo = work(model.shape, checkpoint["format"], gpu, tp, cache_width=width, group=group)
     engine, source = spec["artifact"]["engine"], f"{spec['artifact']['engine_version']}, {entry.started[:10]}"
+    bad = next((cell.reason for cell in result.cells if not cell.valid and cell.reason), "no speed that is a number")
     for cell in result.cells:
         made = _cell(cell, todo, engine, entry.recipe, group_of(model.word, gpu.word, tp), source)
         if made is None or not made.sound:
-            unusable[f"{entry.recipe} of {group_of(model.word, gpu.word, tp)} failed a check of its run"] += 1
+            unusable[f"{entry.recipe} of {group_of(model.word, gpu.word, tp)} failed a check: {bad}"] += 1
         else:
             yield made
 

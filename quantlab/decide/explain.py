@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from quantlab.decide.answer import Recommendation, Row, Speed
 from quantlab.decide.options import BASELINE
@@ -15,7 +16,9 @@ def explain(found: Recommendation) -> list[str]:
     for row in found.rows:
         lines += _row(row)
     lines += ["", *_by_batch(found), *(each.sentence for each in found.crossovers)]
-    if found.stability is not None:
+    if found.stability is None and found.choice:
+        lines.append(f"Nothing but {found.choice} could be chosen, so its speed decided nothing.")
+    elif found.stability is not None:
         lines.append(f"Drawn again from its errors, the choice is the same in {found.stability:.0%} of cases.")
     for title, items in (
         ("To relax", found.relax),
@@ -46,15 +49,22 @@ def _row(row: Row) -> Iterator[str]:
 
 
 def _speed(speed: Speed) -> str:
-    times = [f"{speed.step_seconds * 1e3:.3g} ms a token"] if speed.step_seconds else []
-    times += [f"first after {speed.first_seconds * 1e3:.3g} ms"] if speed.first_seconds else []
+    times = [f"{_time(speed.step_seconds)} a token"] if speed.step_seconds else []
+    times += [f"first after {_time(speed.first_seconds)}"] if speed.first_seconds else []
     return (
         f"{speed.tokens_per_second:,.0f} tokens/s [{speed.low:,.0f}, {speed.high:,.0f}] at batch {speed.batch}"
         f"{', ' + ', '.join(times) if times else ''}; {speed.provenance} ({speed.tier}: {speed.basis})"
     )
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 def _by_batch(found: Recommendation) -> Iterator[str]:
-    for each in found.by_batch:
-        tie = f" (tied with {', '.join(each.ties)})" if each.ties else ""
-        yield f"Batch {each.batch}: {each.recipe}{tie}"
+    """One line for neighbouring batches with the same answer."""
+    for (recipe, ties), same in groupby(found.by_batch, key=lambda each: (each.recipe, each.ties)):
+        batches = [each.batch for each in same]
+        ends = f"{batches[0]}" if len(batches) == 1 else f"{batches[0]} to {batches[-1]}"
+        tie = f" (tied with {', '.join(ties)})" if ties else ""
+        yield f"Batch {ends}: {recipe}{tie}"

@@ -39,6 +39,8 @@ class Option:
     """Why it cannot be chosen whatever its speed; empty: it can."""
     unproven: bool = False
     """Nothing but the missing proof of its accuracy stands against it."""
+    servable: bool = True
+    """It fits, and hardware and engine compute it; speeds of what cannot be served are not asked for."""
     by_joules: bool = False
     """The objective is energy, and every option that can be chosen has measured some."""
 
@@ -106,11 +108,12 @@ def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:
 
 def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe: Recipe, times: Times) -> Option:
     plan = preflight(asked.model, name, recipe, asked.gpu, asked.tp, context=asked.context, batches=asked.batches)
-    fitting = [cell.batch for cell in plan.cells if cell.fits]
+    unservable = _unservable(plan, where.engine, recipe.format)
+    fitting = [cell.batch for cell in plan.cells if cell.fits and not unservable]
     speeds, unknown = _speeds(asked, evidence.cells, where, plan, name, recipe, fitting, times)
     over = {batch: said for batch, speed in speeds.items() if (said := _over(asked, speed))}
     shown = BASELINE if name == asked.baseline else evidence.accuracy.get(name)
-    lost = _unservable(plan, where.engine, recipe.format) or _loses(asked, shown)
+    lost = unservable or _loses(asked, shown)
     unproven = False
     if not lost and shown is None:
         unproven, lost = True, "" if asked.unproven else "its accuracy was not shown for this model"
@@ -118,7 +121,7 @@ def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe:
         worst = over[min(over)] if over else ""
         lost = f"no batch is within the limits: {worst}" if over else f"its speed is not known: {'; '.join(unknown)}"
         unproven = False
-    return Option(name, recipe, plan, speeds, over, tuple(unknown), shown, lost, unproven)
+    return Option(name, recipe, plan, speeds, over, tuple(unknown), shown, lost, unproven, not unservable)
 
 
 def _speeds(

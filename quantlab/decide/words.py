@@ -8,8 +8,11 @@ from quantlab.decide.answer import AtBatch, Pair
 from quantlab.decide.asked import Asked
 from quantlab.decide.evidence import Evidence
 from quantlab.decide.options import Option, Setting
+from quantlab.engines import ENGINES
 from quantlab.predict import Crossover, Prediction, differ
 
+SHORT = 8
+"""A context that is this many times what the speeds are for would be slower by more than their errors."""
 GUESSED = ("transfer", "kernels", "roofline")
 
 
@@ -123,6 +126,11 @@ def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Op
             yield f"Speed of {each.name}: {reason}"
     if asked.ttft and any(speed.first_seconds is None for each in every for speed in each.speeds.values()):
         yield "The time to the first token is not known for every cell; where it is not, --ttft was not applied."
+    if not asked.lengths and asked.context > SHORT * sum(where.lengths):
+        yield (
+            f"Speeds are for sequences of {sum(where.lengths):,} tokens, memory for {asked.context:,}: longer ones are "
+            "slower by the cache they read. --isl and --osl ask for it."
+        )
     yield from _left_out(asked, evidence, every)
     for reason, count in evidence.unusable.most_common(4):
         yield f"{count} cells were not used: {reason}"
@@ -187,7 +195,7 @@ def next_steps(
     pairs: Sequence[Pair],
 ) -> Iterator[str]:
     """What would make the answer surer, the most useful first."""
-    unshown = [each.name for each in every if each.accuracy is None and each.plan.fits]
+    unshown = [each.name for each in every if each.accuracy is None and each.servable]
     if unshown:
         yield (
             f"Accuracy: quantlab eval {' '.join(unshown)} --model {asked.model.word} --suite llama32 "
@@ -198,8 +206,10 @@ def next_steps(
         for each in (choice, second)
         if each is not None and any(speed.tier in GUESSED for speed in each.speeds.values())
     ]
-    names = doubtful or ([each.name for each in every if each.plan.fits] if choice is None else [])
-    if names:
+    names = doubtful or ([each.name for each in every if each.servable] if choice is None else [])
+    if names and where.engine not in ENGINES:
+        yield f"Speed: {where.engine} is no engine of quantlab; --engine takes another one, or publish its cells."
+    elif names:
         yield (
             f"Speed: quantlab bench {' '.join(names)} --model {asked.model.word} --engine {where.engine} on a "
             f"{asked.gpu.word}, with a grid of batches {', '.join(map(str, asked.batches))}."

@@ -204,7 +204,7 @@ def _talked(wanted: Wanted, speed: float, low: float, high: float) -> tuple[floa
 
 
 def _said(band: Band) -> str:
-    seen = f"; {band.cells} held-out cells of {band.groups} models and GPUs" if band.cells else ""
+    seen = f"; {band.cells} held-out cells, {band.groups} times a model on a GPU" if band.cells else ""
     return f"x{band.low:.2g} to x{band.high:.2g} ({band.basis}{seen})"
 
 

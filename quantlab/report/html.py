@@ -20,6 +20,8 @@ from quantlab.records import Run
 from quantlab.report import answer, charts, damage, figures, flips, forest, rows
 from quantlab.report.clean import clean
 
+_HYPHEN = re.compile(r"(?<![\w.])-(?=\d)")
+
 
 def to_html(run: Run) -> str:
     """The whole page, self-contained."""
@@ -80,7 +82,28 @@ def _flat(name: str, value: Any) -> list[tuple[str, str]]:
 
 def typeset(text: str) -> str:
     """A true minus sign before digits: a hyphen is easily overlooked, and here it is the finding."""
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    return _HYPHEN.sub("−", text) if "-" in text else text
+
+
+def td(value: float | None, text: str) -> str:
+    """A table cell that sorts by `value` and shows `text`. A page holds thousands, and a macro costs ten times this."""
+    from markupsafe import Markup, escape
+
+    sort = "" if value is None else escape(value)
+    return Markup(f'<td class="num" data-sort="{sort}">{escape(typeset(text))}</td>')
+
+
+def spot(bar: damage.Bar, probed: bool) -> str:
+    """One layer's bar of damage.html: the reach that a finger finds, the mark, and the error of the weights alone."""
+    from markupsafe import Markup, escape
+
+    box, alone = f'x="{bar.x}%" width="{bar.width}%"', ""
+    if probed:
+        line = f'<line class="alone" x1="0" x2="100%" y1="{bar.weight_y}" y2="{bar.weight_y}"/>'
+        alone = f'<svg {box} overflow="visible">{line}</svg>'
+    reach = f'<rect class="reach" {box} y="0" height="{damage.HEIGHT}"/>'
+    mark = f'<rect class="mark" {box} y="{bar.y}" height="{round(damage.HEIGHT - bar.y, 2)}"/>'
+    return Markup(f'<g class="spot"><title>{escape(typeset(bar.tip))}</title>{reach}{mark}{alone}</g>')
 
 
 def moment(stamp: str) -> str:
@@ -127,5 +150,5 @@ def _environment() -> Any:
         "answer": lambda text: figures.clip(text, flips.ANSWER),
     }
     found.globals |= {"figures": figures, "provenance": rows.provenance, "numerics": rows.numerics, "find": rows.find}
-    found.globals["effort"] = rows.effort
+    found.globals |= {"effort": rows.effort, "spot": spot, "td": td}
     return found
