@@ -30,6 +30,7 @@ def asked(model: str, gpu: str, folders: Sequence[Path], **words: object) -> Rec
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
+    (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
 
 
@@ -213,7 +214,7 @@ def test_what_excludes_everything_says_what_to_relax_and_by_how_much(empty: Path
 
 def test_an_empty_ledger_gives_a_labelled_guess(empty: Path) -> None:
     found = asked("3b", "l40s", [empty], unproven=True)
-    assert not empty.exists(), "asking writes nothing"
+    assert list(empty.iterdir()) == [], "asking writes nothing"
     assert any("all are predictions" in line for line in found.missing)
     speeds = [speed for row in found.rows for speed in row.speeds]
     assert speeds
@@ -249,6 +250,68 @@ def test_wrong_words(empty: Path) -> None:
         asked("someone/unknown", "h100", [empty])
     with pytest.raises(BadInput, match="Did you mean 'h200'"):
         asked("3b", "h20", [empty])
+
+
+def test_what_cannot_be_served_gets_no_speed_and_no_next_step(empty: Path) -> None:
+    found = asked("3b", "rtx4090", [empty], tpot="0.1ms", max_drop=0.0)
+    rows = {row.recipe: row for row in found.rows}
+    assert "does not compute fp8" in rows["fp8"].why
+    assert rows["fp8"].speeds == ()
+    assert all("fp8" not in pair.sentence for pair in found.crossovers)
+    assert not any("quantlab bench" in line for line in found.next_steps), "that engine is none of ours"
+
+
+def test_speeds_for_short_sequences_are_not_passed_off_for_long_ones(empty: Path) -> None:
+    short = asked("3b", "rtx4090", [empty], context="128k", unproven=True)
+    assert any("Speeds are for sequences of 200 tokens, memory for 131,072" in line for line in short.missing)
+    told = asked("3b", "h100", [empty], context="8k", isl=2048, osl=128, unproven=True)
+    assert not any("Speeds are for sequences" in line for line in told.missing)
+
+
+def test_one_candidate_is_no_proof_of_stability(empty: Path) -> None:
+    found = asked("1b", "l4", [empty])
+    assert (found.choice, found.runner_up, found.stability) == ("bf16", None, None)
+    assert any("Nothing but bf16 could be chosen" in line for line in explain(found))
+
+
+def test_an_image_costs_time_and_is_labelled(empty: Path) -> None:
+    text, seen = (asked("90b", "h200", [empty], tp=8, unproven=True, images=count, batch=16) for count in (0, 1))
+    for one, other in zip(text.rows, seen.rows, strict=True):
+        assert one.at is not None
+        assert other.at is not None
+        assert {speed.tier for speed in other.speeds} == {"roofline"}, "no cell with images is known"
+        assert (other.at.first_seconds or 0) > (one.at.first_seconds or 0)
+    assert seen.choice == "fp8", "a speed that cannot be ranked wins no tie"
+    assert any("--images 1 counts" in line for line in text.missing)
+    assert any("with images was not measured here" in line for line in seen.missing)
+    assert any("nvlink of 450 GB/s" in line for line in seen.assumptions)
+    for words, match in (
+        ({"model": "3b", "images": 1}, "takes no images"),
+        ({"model": "90b", "images": 2}, "2 images"),
+    ):
+        with pytest.raises(BadInput, match=match):
+            asked(gpu="h200", folders=[empty], **words)  # type: ignore[arg-type]
+
+
+def test_a_gpu_without_a_known_link_says_so(empty: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "mine.yaml"
+    sheet.write_text(
+        "word: mine\nmemory_bytes: 80000000000\nbandwidth: 2.0e+12\ncompute_capability: '9.0'\nsource: me\n"
+        "tflops: {bf16: 500.0, fp8: 1000.0}\n"
+    )
+    found = asked("90b", str(sheet), [empty], tp=4, unproven=True)
+    assert any("link between 4" in line for line in found.missing)
+    sheet.write_text(sheet.read_text() + "link: infiniband\nlink_bandwidth: 5.0e+10\n")
+    with pytest.raises(BadInput, match="nvlink"):
+        asked("90b", str(sheet), [empty], tp=4)
+
+
+def test_without_a_folder_the_runs_that_travel_along_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTLAB_LEDGER", str(tmp_path / "none"))
+    found = asked("3b", "h100", [], unproven=True)
+    assert {speed.provenance for row in found.rows for speed in row.speeds} >= {"measured"}
+    with pytest.raises(BadInput, match="no such folder"):
+        asked("3b", "h100", [tmp_path / "gone"])
 
 
 # --- command and notebook --------------------------------------------------------------------------------

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from quantlab import pipeline
+from quantlab.chosen import Chosen
 from quantlab.errors import BadInput
 from quantlab.ledgers import Ledger
+from quantlab.pipeline.compared import compared
 from quantlab.records import Accuracy, Run
+from quantlab.report import to_html, to_markdown
 from tests.test_pipeline import GRID, RECIPE, SUITE, Bench, Seen, numbers
 
 STAGES = ("calibrate", "canary", "fidelity", "accuracy")
@@ -51,6 +54,7 @@ def bench(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Early:
         "grid": GRID,
         "policy": POLICY,
     }
+    files |= {"strict": POLICY.replace("max_drop: 10", "max_drop: 0.01")}
     files |= {"full": POLICY.replace("early: true", "scope: suite"), "touchy": POLICY + "collapse_kl: 0.0\n"}
     for name, text in files.items():
         folder.joinpath(f"{name}.yaml").write_text(text)
@@ -166,6 +170,50 @@ def test_a_suite_that_is_known_in_full_is_not_scored_again_and_decides_exactly(
     assert both[0].population == both[1].population
     one, other = slices(ledger)[0], slices(ledger)[-1]
     assert (one[1], other) == ((0, 24), ("few", None))
+
+
+def test_an_early_run_to_the_end_of_its_suite_ranks_kinds_and_can_be_held_against_a_full_one(
+    first: tuple[Run, Ledger], bench: Early, tmp_path: Path
+) -> None:
+    _, whole = first
+    ledger = bench.copy(whole, tmp_path / "runs")
+    sliced = pipeline.run(bench.ask(policy="strict.yaml"), ledger)
+    comparison = sliced.candidates[1].comparison
+    assert comparison is not None
+    assert comparison.look is not None
+    assert comparison.look.scored == comparison.look.items == 96
+    assert {part for _, part in slices(ledger)} == {(0, 24), (24, 48), (48, 96)}
+    full = pipeline.run(bench.ask(policy="full.yaml"), ledger)
+    other = full.candidates[1].comparison
+    assert other is not None
+    assert len(comparison.categories) == len(other.categories) > 2
+    assert [each.kind for each in comparison.categories] == [each.kind for each in other.categories]
+    found = compared(chosen(sliced, ledger), chosen(full, ledger))
+    rows = [pair.comparison.suite for pair in found.pairs if pair.comparison]
+    assert len(rows) == 2
+    assert [(row.n, row.regressed, row.improved) for row in rows] == [(96, 0, 0)] * 2
+
+
+def test_an_early_run_that_stopped_ranks_nothing_compares_nothing_and_says_why(
+    first: tuple[Run, Ledger], bench: Early, tmp_path: Path
+) -> None:
+    early, whole = first
+    ledger = bench.copy(whole, tmp_path / "runs")
+    full = pipeline.run(bench.ask(policy="full.yaml"), ledger)
+    found = compared(chosen(early, ledger), chosen(full, ledger))
+    for pair in found.pairs:
+        assert pair.status == "not comparable"
+        assert "scored until certain, 48 of 96 items" in pair.reason
+        assert "--no-early" in pair.reason
+    assert early.candidates[1].comparison is not None
+    assert early.candidates[1].comparison.categories == ()
+    assert "Not ranked: scoring stopped" in to_html(early)
+    assert "Not ranked: scoring stopped" in to_markdown(early)
+    assert "Not ranked" not in to_html(full)
+
+
+def chosen(run: Run, ledger: Ledger) -> Chosen:
+    return Chosen(run.created, run, ledger)
 
 
 def test_what_collapsed_on_the_fidelity_screen_is_not_scored(

@@ -92,15 +92,16 @@ def _rank(asked: Asked, able: Sequence[Option]) -> list[Option]:
 
 
 def _by_accuracy_and_memory(asked: Asked, ties: Sequence[Option]) -> list[Option]:
-    """The smallest shown loss first; losses that do not differ, and then unshown ones, by memory."""
+    """The smallest shown loss first; losses that do not differ, and then unshown ones, by memory. A speed that cannot
+    be ranked (INT4 from a roofline) wins no tie, unless memory is what is asked for."""
     least = min((each.accuracy.drop for each in ties if each.accuracy), default=0.0)
 
-    def key(option: Option) -> tuple[int, int]:
-        shown = option.accuracy
-        memory = option.memory(asked.context, best(asked, option)[0])
+    def key(option: Option) -> tuple[bool, int, int]:
+        shown, (batch, speed) = option.accuracy, best(asked, option)
+        memory, blind = option.memory(asked.context, batch), asked.objective != "memory" and not speed.rankable
         if shown is None:
-            return 2, memory
-        return (0 if shown.low <= least + SAME_DROP else 1), memory
+            return blind, 2, memory
+        return blind, (0 if shown.low <= least + SAME_DROP else 1), memory
 
     return sorted(ties, key=key)
 

@@ -150,16 +150,26 @@ def _comparison(
     resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str, dict[str, Table]]
 ) -> Comparison | None:
     if walk.comparison is not None or baseline.accuracy is None or walk.accuracy is None:
-        return walk.comparison
-    left = {task: table.items() for task, table in tables[baseline.name].items()}
-    right = {task: table.items() for task, table in tables[walk.name].items()}
-    found = judge.compare(baseline.accuracy, walk.accuracy, left, right, resolved.policy)
-    kinds = {task: table.columns["kind"] for task, table in tables[baseline.name].items()}
-    ranked = categories(found, left, right, kinds, resolved.policy)
-    found, whole = msgspec.structs.replace(found, categories=ranked), found.suite.difference
+        look = walk.comparison.look if walk.comparison else None
+        complete = look is not None and look.scored == look.items
+        return _by_kind(resolved, walk.comparison, *walk.compared) if complete and walk.compared else walk.comparison
+    left, right = tables[baseline.name], tables[walk.name]
+    items = ({task: table.items() for task, table in side.items()} for side in (left, right))
+    found = _by_kind(resolved, judge.compare(baseline.accuracy, walk.accuracy, *items, resolved.policy), left, right)
+    whole = found.suite.difference
     if resolved.policy.claims == "population" or whole is None:
         return found
     return looks.on_suite(found, looks.exact(whole.value, found.suite.n, resolved.policy))
+
+
+def _by_kind(
+    resolved: Resolved, found: Comparison | None, left: dict[str, Table], right: dict[str, Table]
+) -> Comparison:
+    """Kinds of items ranked. Only where the whole suite is known: an early stop bends what each kind lost so far."""
+    assert found is not None
+    kinds = {task: table.columns["kind"] for task, table in left.items()}
+    sides = ({task: table.items() for task, table in side.items()} for side in (left, right))
+    return msgspec.structs.replace(found, categories=categories(found, *sides, kinds, resolved.policy))
 
 
 def _flips(comparison: Comparison | None, left: dict[str, Table], right: dict[str, Table]) -> list[Flip]:
@@ -205,12 +215,14 @@ class Table:
 
 
 def items_by_task(ledger: Ledger, accuracy: Accuracy | None) -> dict[str, Table]:
-    """Item results by task, read from the ledger's Parquet."""
+    """Item results by task, read from the ledger's Parquet; slices one after the other."""
     if accuracy is None:
         return {}
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = pq.read_table(ledger.path(accuracy.items)).to_pydict()
+    read = [pq.read_table(ledger.path(name)) for name in (accuracy.items, *accuracy.more)]
+    columns = pa.concat_tables(read, promote_options="default").to_pydict()
     places: dict[str, list[int]] = {}
     for place, task in enumerate(columns["task"]):
         places.setdefault(task, []).append(place)

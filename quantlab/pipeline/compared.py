@@ -7,7 +7,7 @@ from pathlib import PurePath
 from quantlab.chosen import Chosen
 from quantlab.errors import BadInput
 from quantlab.judge import Items
-from quantlab.pipeline.assemble import items_by_task
+from quantlab.pipeline.assemble import Table, items_by_task
 from quantlab.records import Candidate
 from quantlab.records.versus import Versus
 from quantlab.versus import MAX_SLOWER, versus
@@ -54,17 +54,28 @@ def _engines(side: Chosen) -> dict[str, str]:
     return found
 
 
+def _in_order(table: Table) -> Table:
+    """By the items' names: slices of an early run arrive in a random order, and both sides must have one."""
+    rows = sorted(range(len(table.columns["id"])), key=lambda row: str(table.columns["id"][row]))
+    return Table({name: [values[row] for row in rows] for name, values in table.columns.items()})
+
+
 def _items(side: Chosen, candidate: Candidate) -> dict[str, Items] | str:
     """Items by task, or why they are not here."""
     found = candidate.accuracy
     if found is None:
         return "it was not scored"
-    if found.part is not None or found.more:
-        return "it was scored until certain, so the items known are no fair sample; run it in full to compare"
-    relative = PurePath(found.items)
-    if relative.is_absolute() or ".." in relative.parts or not side.ledger.path(found.items).is_file():
-        return "the table of its items is not here; copy files/ of its ledger along"
+    known, whole = sum(task.n for task in found.tasks), sum(count for _, count in found.sizes)
+    if found.part is not None and known != whole:
+        return (
+            f"it was scored until certain, {known:,} of {whole:,} items, and what is known when a run stops itself is "
+            "no fair sample; run it in full (--no-early) to compare"
+        )
+    for name in (found.items, *found.more):
+        relative = PurePath(name)
+        if relative.is_absolute() or ".." in relative.parts or not side.ledger.path(name).is_file():
+            return "the table of its items is not here; copy files/ of its ledger along"
     try:
-        return {task: table.items() for task, table in items_by_task(side.ledger, found).items()}
+        return {task: _in_order(table).items() for task, table in items_by_task(side.ledger, found).items()}
     except (OSError, ValueError, KeyError) as error:
         return f"the table of its items cannot be read ({type(error).__name__}: {error}); score it again"

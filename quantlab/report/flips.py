@@ -17,6 +17,12 @@ BUDGET = 2_000_000
 MARKUP = 1_000
 """Bytes of an item's markup."""
 
+STOPPED = (
+    "Not ranked: scoring stopped when the suite was certain, and that stop bends what each kind of item lost so far. "
+    "A full run (--no-early) ranks them."
+)
+"""Instead of categories, for an early run that did not reach the end of its suite."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -91,11 +97,17 @@ def _ranked(run: Run) -> Iterator[tuple[Candidate, tuple[Category, ...]]]:
             yield each, each.comparison.categories
 
 
+def _stopped(candidate: Candidate) -> bool:
+    look = candidate.comparison.look if candidate.comparison else None
+    return look is not None and look.scored < look.items
+
+
 def note(run: Run) -> str:
-    """What must be said beside a list that is sorted by its own result; empty where there is none."""
+    """What must be said beside a list that is sorted by its own result, or why there is none; empty where no task
+    names kinds."""
     counts = [len(ranked) for _, ranked in _ranked(run)]
     if not counts:
-        return ""
+        return STOPPED if any(map(_stopped, run.candidates)) else ""
     most = max(counts)
     share = 100 * run.policy.confidence
     return (
