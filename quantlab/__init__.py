@@ -24,6 +24,7 @@ _FACE = {
     "last": "quantlab.face:last",
     "cells": "quantlab.face:cells",
     "builtin": "quantlab.face:builtin",
+    "pictures": "quantlab.pictures:pictures",
     "recipe": "quantlab.catalog:recipe",
     "suite": "quantlab.catalog:suite",
     "model": "quantlab.catalog:model",
