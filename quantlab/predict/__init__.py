@@ -14,7 +14,7 @@ The additive model of one decode step (facts: it explains NVIDIA's six RTX 4090 
 "weights + KV over one bandwidth" misses by up to 72 %):
 
     step    = t_l layers + (a_w + a_u (1 - 1/b)) W / BW + b (t_s + a_s (2P / F + (s K + i V) / BW)) + talk(b)
-    prefill = p0 + a_p b (isl 2P / F + i E / F16) + talk(b isl)
+    prefill = p0 + a_p b isl 2P / F + b i E / (0.28 F16) + talk(b isl)
 
 W weight bytes a GPU reads, K cache bytes a token, s mean context, b sequences, P weights multiplied, F operations a
 second. a_w, a_s, a_p are inverse efficiencies (1 is the data sheet); t_l, t_s and p0 are what no hardware explains:

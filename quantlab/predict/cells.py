@@ -8,6 +8,9 @@ from typing import Literal
 
 from quantlab.predict.links import Link
 
+ENCODER_EFFICIENCY = 0.28
+"""Of the data sheet's 16-bit operations: 11B's encoder took 66 ms for four tiles (18.6 TFLOP) on an H200, as long for
+each of a batch of 16 (benchmarks/results/gpu/2026-11-25-h200)."""
 Tier = Literal["measured", "interpolated", "fit", "transfer", "kernels", "roofline"]
 
 
@@ -66,9 +69,14 @@ class Work:
         return self.compute_seconds + cached / self.bandwidth
 
     def prompt_seconds(self, point: Point) -> float:
-        """Prompts and images of the whole batch at the data sheet's operations."""
-        images = point.images * self.image_flops / self.image_rate if self.image_rate else 0.0
-        return point.batch * (point.isl * self.compute_seconds + images)
+        """Prompts of the whole batch at the data sheet's operations."""
+        return point.batch * point.isl * self.compute_seconds
+
+    def image_seconds(self, point: Point) -> float:
+        """Images of the whole batch, as fast as the encoder was measured to be."""
+        if not self.image_rate:
+            return 0.0
+        return point.batch * point.images * self.image_flops / (ENCODER_EFFICIENCY * self.image_rate)
 
     def talk_seconds(self, tokens: float) -> float:
         """All-reduces of one pass over `tokens` tokens; 0 where the link is not known."""

@@ -83,7 +83,8 @@ class Coefficients:
 
     def first_seconds(self, work: Work, point: Point) -> float:
         """Prefill of the whole batch."""
-        return self.first + self.prefill * work.prompt_seconds(point) + work.talk_seconds(point.batch * point.isl)
+        beside = work.image_seconds(point) + work.talk_seconds(point.batch * point.isl)
+        return self.first + self.prefill * work.prompt_seconds(point) + beside
 
     def seconds(self, work: Work, point: Point) -> float:
         """From the call to the last token."""
@@ -189,7 +190,9 @@ def _solve(cells: Sequence[Cell]) -> Coefficients:
         steps = 1 if split else max(point.osl - 1, 1)
         prompt = work.prompt_seconds(point)
         whole = (cell.step_seconds if split else cell.seconds) or math.inf
-        talk = work.talk_seconds(point.batch) if split else work.whole_talk_seconds(point)
+        talk = work.talk_seconds(point.batch)
+        if not split:
+            talk = work.whole_talk_seconds(point) + work.image_seconds(point)
         known = whole - talk - steps * given * work.layers - (0.0 if split or free else prefill * prompt)
         sequence = point.batch * work.sequence_seconds(point)
         alone, unpack = float(varied) * point.batch, float(unpacks) * work.weights_seconds * unpacked(point.batch)
@@ -210,6 +213,7 @@ def _prefill(cells: Sequence[Cell]) -> tuple[float, float]:
     for cell in cells:
         time, point = cell.first_seconds or math.inf, cell.point
         rows.append([1 / time, cell.work.prompt_seconds(point) / time])
-        times.append(max(1 - cell.work.talk_seconds(point.batch * point.isl) / time, 1e-3))
+        beside = cell.work.image_seconds(point) + cell.work.talk_seconds(point.batch * point.isl)
+        times.append(max(1 - beside / time, 1e-3))
     first, prefill = _least_squares(rows, times)
     return first, prefill
