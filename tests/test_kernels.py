@@ -57,7 +57,7 @@ def test_mllama_is_asked_for_as_the_llama_that_text_runs_through() -> None:
     assert (made["architectures"], made["num_hidden_layers"], made["hidden_size"]) == (["LlamaForCausalLM"], 80, 8192)
 
 
-@pytest.mark.parametrize("command", [("/no/such/python",), (sys.executable, "-S"), ("false",)])
+@pytest.mark.parametrize("command", [("/no/such/python",), (sys.executable, "-S"), ("false",), ("echo",)])
 def test_a_python_that_cannot_answer_is_named_with_the_cure(command: tuple[str, ...]) -> None:
     with pytest.raises(BadInput, match="kernel tables cannot be asked") as caught:
         KernelTables(command).ask([ASKED])

@@ -121,10 +121,14 @@ class KernelTables:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}"]
             raise self._wrong(last[0][:300])
-        answers = json.loads(done.stdout)
-        if answers["version"] != TESTED:
-            raise self._wrong(f"aiconfigurator-core {answers['version']} is there, and {TESTED} was tested")
-        return list(answers["answers"])
+        try:
+            answers = json.loads(done.stdout)
+            version, found = answers["version"], list(answers["answers"])
+        except (ValueError, KeyError, TypeError):
+            raise self._wrong(f"its answer is none: {done.stdout.strip()[:80]!r}") from None
+        if version != TESTED:
+            raise self._wrong(f"aiconfigurator-core {version} is there, and {TESTED} was tested")
+        return found
 
     def _wrong(self, why: str) -> BadInput:
         cure = f"pip install aiconfigurator-core=={TESTED} there, or leave the tables out: --no-kernels."

@@ -149,27 +149,29 @@ def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str,
 def _comparison(
     resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str, dict[str, Table]]
 ) -> Comparison | None:
-    if walk.comparison is not None or baseline.accuracy is None or walk.accuracy is None:
-        look = walk.comparison.look if walk.comparison else None
-        complete = look is not None and look.scored == look.items
-        return _by_kind(resolved, walk.comparison, *walk.compared) if complete and walk.compared else walk.comparison
+    if (early := walk.comparison) is not None:
+        complete = early.look is not None and early.look.scored == early.look.items
+        return _by_kind(resolved, early, *walk.compared) if complete and walk.compared else early
+    if baseline.accuracy is None or walk.accuracy is None:
+        return None
     left, right = tables[baseline.name], tables[walk.name]
-    items = ({task: table.items() for task, table in side.items()} for side in (left, right))
-    found = _by_kind(resolved, judge.compare(baseline.accuracy, walk.accuracy, *items, resolved.policy), left, right)
+    raw = judge.compare(baseline.accuracy, walk.accuracy, _items(left), _items(right), resolved.policy)
+    found = _by_kind(resolved, raw, left, right)
     whole = found.suite.difference
     if resolved.policy.claims == "population" or whole is None:
         return found
     return looks.on_suite(found, looks.exact(whole.value, found.suite.n, resolved.policy))
 
 
-def _by_kind(
-    resolved: Resolved, found: Comparison | None, left: dict[str, Table], right: dict[str, Table]
-) -> Comparison:
+def _by_kind(resolved: Resolved, found: Comparison, left: dict[str, Table], right: dict[str, Table]) -> Comparison:
     """Kinds of items ranked. Only where the whole suite is known: an early stop bends what each kind lost so far."""
-    assert found is not None
     kinds = {task: table.columns["kind"] for task, table in left.items()}
-    sides = ({task: table.items() for task, table in side.items()} for side in (left, right))
-    return msgspec.structs.replace(found, categories=categories(found, *sides, kinds, resolved.policy))
+    ranked = categories(found, _items(left), _items(right), kinds, resolved.policy)
+    return msgspec.structs.replace(found, categories=ranked)
+
+
+def _items(tables: dict[str, Table]) -> dict[str, judge.Items]:
+    return {task: table.items() for task, table in tables.items()}
 
 
 def _flips(comparison: Comparison | None, left: dict[str, Table], right: dict[str, Table]) -> list[Flip]:
