@@ -103,7 +103,13 @@ class Walker:
 
     def _calibrate(self, walk: Walk, found: Found, group: int | None) -> None:
         walk.at = "calibrate"
-        recipe, ask = walk.recipe, self.resolved.ask
+        known, job = self.calibration(found, walk.recipe, group)
+        walk.calibrated = self.stages.calibrate(known, walk.name, job)
+        walk.identities["calibrate"] = known
+
+    def calibration(self, found: Found, recipe: Recipe, group: int | None) -> tuple[str, CalibrateJob]:
+        """Identity and job of a calibration. Raises: BadInput: no such calibration set."""
+        ask = self.resolved.ask
         data = catalog.calibration_set(recipe.calibration.set, found.path.parent) if recipe.calibration else None
         record = data.record if data else None
         assert record is None or isinstance(record, CalibrationSet)
@@ -113,7 +119,7 @@ class Walker:
             weights=self.weights,
             model=self.resolved.model,
             recipe=recipe,
-            recipe_name=walk.name,
+            recipe_name=found.name,
             group_size=group,
             set=record,
             set_folder=str(catalog.base(data)) if data else None,
@@ -121,8 +127,7 @@ class Walker:
             device=ask.config.device,
             threads=ask.threads,
         )
-        walk.calibrated = self.stages.calibrate(known, walk.name, job)
-        walk.identities["calibrate"] = known
+        return known, job
 
     def _verify(self, walk: Walk) -> None:
         if "verify" not in self.resolved.ask.stages:

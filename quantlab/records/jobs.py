@@ -42,6 +42,12 @@ class CalibrateJob(Spec, frozen=True, kw_only=True):
     """0: chosen by the child runner."""
 
 
+class CalibrateJobs(Spec, frozen=True, kw_only=True):
+    """Several recipes of one model in one child. Each one's Calibrated is sent as an Event. Result: recipe -> why not."""
+
+    jobs: tuple[CalibrateJob, ...]
+
+
 class VerifyJob(Spec, frozen=True, kw_only=True):
     """Hold an export against its recipe and against the calibrated model. Result: Verification."""
 
@@ -132,6 +138,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     result: msgspec.Raw | None = None
     """A finished stage's record, for kind "result"."""
+    recipe: str = ""
+    """What it is about, where a child works at several."""
     files: dict[str, str] = {}
     """Files that belong to the result, name -> absolute path; the parent moves them into the ledger."""
 
@@ -158,6 +166,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 __all__ = [
     "Artifact",
     "CalibrateJob",
+    "CalibrateJobs",
     "Checkpoint",
     "ConvertJob",
     "EngineConfig",
