@@ -112,13 +112,16 @@ def fed(asked: Calibration | None, data: Samples | Pictures, model: Any) -> Cali
     return msgspec.structs.replace(asked, samples=data.count, length=int(length))
 
 
-def choose_batch(asked: Calibration | None, model: nn.Module, *, together: bool) -> int:
+def choose_batch(
+    asked: Calibration | None, model: nn.Module, *, together: bool, device: torch.device | None = None
+) -> int:
     """Samples in one forward pass.
 
     Args:
         asked: with the user's own choice in `batch`.
         model: on its device.
         together: as many as memory allows (AWQ), instead of a handful.
+        device: where it computes, of a model without weights.
     """
     if asked is None:
         return 1
@@ -126,7 +129,7 @@ def choose_batch(asked: Calibration | None, model: nn.Module, *, together: bool)
         return min(asked.batch, asked.samples)
     if not together:
         return min(PARALLEL, asked.samples)
-    fit = int(SHARE * free_memory(next(model.parameters()).device) // (asked.length * bytes_a_token(model)))
+    fit = int(SHARE * free_memory(device or next(model.parameters()).device) // (asked.length * bytes_a_token(model)))
     return max(1, min(asked.samples, fit))
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from quantlab import weights as folders
-from quantlab.calibrate import accounting, folded, presets, probe, quantizers, source, unified
+from quantlab.calibrate import accounting, folded, layerwise, presets, probe, quantizers, source, unified
 from quantlab.calibrate.feed import Feed, choose_batch, fed, placed
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
@@ -34,9 +34,6 @@ from quantlab.records import Calibrated, CalibrateJob, CalibrateJobs
 
 if TYPE_CHECKING:
     from quantlab.worker import Reporter
-
-COPIED = sorted(set(folders.IDENTITY) - {"config.json", "hf_quant_config.json", "quant_cfg.json"})
-"""Files that are taken over as they are: the tokenizer, its chat template, generation defaults."""
 
 
 ALL_PEAKS = "peak memory is that of the child and all recipes before it"
@@ -108,6 +105,8 @@ def run(
     config = presets.configuration(spec.recipe, spec.group_size, _presets())
     if spec.threads:
         torch.set_num_threads(spec.threads)
+    if spec.layerwise:
+        return layerwise.run(spec, config, reporter, notes)
     live = _calibrated(spec, config, reporter, common.passes)
     with folders.written_whole(Path(spec.into)) as folder:
         _write(spec, live, folder, reporter)
@@ -175,7 +174,7 @@ def _write(spec: CalibrateJob, live: _Live, folder: Path, reporter: Reporter) ->
         folded.write(spec, live.model, live.layers, folder)
     else:
         unified.write(live.model, source.stored_type(spec.weights.path), spec.recipe_name, folder)
-    for name in COPIED:
+    for name in source.COPIED:
         if (Path(spec.weights.path) / name).is_file():
             shutil.copyfile(Path(spec.weights.path) / name, folder / name)
     probe.save(kept, folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import msgspec
 
@@ -33,8 +34,8 @@ def calibrate_together(walker: Walker, recipes: Sequence[tuple[Found, Recipe]], 
         return
     with ExitStack() as locks:
         for identity in sorted(jobs):  # one order for all runs, or two could wait for each other
-            say = f"{jobs[identity].recipe_name}: another run is at calibrate; waiting for its result."
-            locks.enter_context(walker.ledger.hold(identity, on_wait=lambda text=say: walker.watch.say(text)))
+            text = f"{jobs[identity].recipe_name}: another run is at calibrate; waiting for its result."
+            locks.enter_context(walker.ledger.hold(identity, on_wait=partial(walker.watch.say, text)))
         if jobs := _missing(walker.stages, jobs):
             _calibrate(walker, jobs)
 
@@ -47,10 +48,11 @@ def _jobs(walker: Walker, recipes: Sequence[tuple[Found, Recipe]], plans: Mappin
         if recipe.preset is None or planned.refusals:
             continue
         try:
-            identity, job = walker.calibration(found, recipe, planned.group_size)
+            identity, job = walker.calibration(found, recipe, planned)
         except BadInput:
             continue
-        jobs.setdefault(identity, job)
+        if not job.layerwise:  # it shares no pass: its hidden states are another way through the data
+            jobs.setdefault(identity, job)
     return jobs
 
 

@@ -40,10 +40,12 @@ class CalibrateJob(Spec, frozen=True, kw_only=True):
     """"auto", "cpu", "cuda"."""
     threads: int = 0
     """0: chosen by the child runner."""
+    layerwise: bool = False
+    """One decoder block in memory at a time. The numbers are the same."""
 
 
 class CalibrateJobs(Spec, frozen=True, kw_only=True):
-    """Several recipes of one model in one child. Each one's Calibrated is sent as an Event. Result: recipe -> why not."""
+    """Several recipes of one model in one child. Each Calibrated is sent as an Event. Result: recipe -> why not."""
 
     jobs: tuple[CalibrateJob, ...]
 
