@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantlab.calibrate import layerwise, modelopt, probe
+from quantlab.calibrate import layerwise, modelopt, probe, verify
 from quantlab.calibrate.stored import Stored
 from quantlab.calibrate.walked import Walked
 from quantlab.errors import Refused
-from quantlab.records import Calibrated, CalibrateJob, QuantizerOverride
+from quantlab.records import Calibrated, CalibrateJob, QuantizerOverride, VerifyJob
 from quantlab.worker import Reporter
-from tests.test_calibrate_modelopt import check, job
+from tests.test_calibrate_modelopt import job
 
 NAMES = ("fp8", "int4_awq", "w4a8_awq", "int8_sq", "nvfp4", "int4", "fp8_rowwise")
 
@@ -55,7 +55,14 @@ def test_block_by_block_is_the_whole_model(tiny_model: Path, tmp_path: Path, nam
     assert kept.keys() == meant.keys()
     for key in kept:
         torch.testing.assert_close(kept[key], meant[key], rtol=1e-4, atol=1e-4, msg=key)
-    assert {one: finding for one, (passed, finding) in check(spec, made).items() if not passed} == {}
+    request = VerifyJob(
+        weights=spec.weights, recipe=spec.recipe, calibrated=made, checkpoint_path=spec.into, device="cpu"
+    )
+    found = {
+        each: verify.run(msgspec.structs.replace(request, layerwise=each), Reporter()).checks for each in (False, True)
+    }
+    assert found[True] == found[False], "one block at a time, verify sees the same"
+    assert [one.name for one in found[True] if not one.passed] == []
     assert layerwise.NOTE in made.notes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks", "whole"]
 

@@ -1,10 +1,4 @@
-"""A model of which one decoder block is there.
-
-All the others are replaced by a module that hands its input on, so that whatever surrounds the blocks (masks, rotary
-embeddings, ModelOpt's walk over module names) is the model's own, and block 7 is called `model.layers.7` in it. What
-goes in are hidden states, as `inputs_embeds`; what comes out is what the next block takes in. Embedding and head would
-be the largest tensors of all; two rows each stand for them, of which ModelOpt sees the type and the name.
-"""
+"""The decoder blocks of a folder of weights, opened one at a time (formats/blocks.py), and what lies around them."""
 
 from __future__ import annotations
 
@@ -15,18 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.calibrate.stored import Stored
-from quantlab.errors import Refused
+from quantlab.errors import Broken
+from quantlab.formats.blocks import alone, prefix_of
 from quantlab.formats.modelopt import auto_class
-
-NAMED = {"LlamaForCausalLM": "model.layers"}
-"""Architecture -> its decoder blocks. Tried with these; in Llama 3.2 Vision blocks also take what the tower saw."""
-
-
-class Through(nn.Module):  # type: ignore[misc]
-    """Hands its first argument on, whatever else it is given."""
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
 
 
 class Blocks:
@@ -43,10 +28,7 @@ class Blocks:
     """
 
     def __init__(self, folder: str | Path, architecture: str, dtype: torch.dtype, device: torch.device) -> None:
-        if architecture not in NAMED:
-            cure = f"Calibrate it whole. Block by block: {', '.join(NAMED)}."
-            raise Refused("its blocks cannot be calibrated one at a time here.", place=architecture, cure=cure)
-        self.prefix = NAMED[architecture]
+        self.prefix = prefix_of(architecture)
         self.stored = Stored(folder)
         self.dtype, self.device = dtype, device
         self.skeleton = self._empty()
@@ -68,21 +50,11 @@ class Blocks:
 
     def open(self, index: int) -> Any:
         """The model with this block alone. Each call makes a new one: calibrating changes a model for good."""
-        model = self._empty()
-        blocks: Any = model.get_submodule(self.prefix)
-        for other in range(len(blocks)):
-            if other != index:
-                blocks[other] = Through()
-        for name, parameter in list(blocks[index].named_parameters()):
+        model = alone(self._empty(), index, self.dtype, self.device)
+        block: Any = model.get_submodule(f"{self.prefix}.{index}")
+        for name, parameter in list(block.named_parameters()):
             stored = self.stored.read(f"{self.prefix}.{index}.{name}")
-            _place(blocks[index], name, stored.to(self.device, self.dtype), parameter)
-        base: Any = model.base_model
-        base.norm = nn.Identity()
-        size = {"dtype": self.dtype, "device": self.device}
-        rows = torch.zeros(2, self.config.hidden_size, **size)
-        model.set_input_embeddings(nn.Embedding.from_pretrained(rows))
-        model.set_output_embeddings(nn.Linear(self.config.hidden_size, len(rows), bias=False, **size))
-        model.get_output_embeddings().weight.data.copy_(rows)  # as if tied: the export compares the two
+            _place(block, name, stored.to(self.device, self.dtype), parameter)
         return model.to(self.device).eval().requires_grad_(False)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -113,6 +85,8 @@ class Blocks:
 
         folder = self.stored.folder
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         with init_empty_weights(include_buffers=False):
             return auto_class(folder).from_config(config, dtype=self.dtype, attn_implementation="sdpa")
 
@@ -120,6 +94,6 @@ class Blocks:
 def _place(module: nn.Module, name: str, tensor: Tensor, empty: Tensor) -> None:
     """A real parameter instead of the empty one."""
     if tensor.shape != empty.shape:
-        raise Refused(f"{name} has shape {list(tensor.shape)}, not {list(empty.shape)}.", cure="Fetch the model again.")
+        raise Broken(f"has shape {list(tensor.shape)}, not {list(empty.shape)}.", place=name, cure="Fetch it again.")
     owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))

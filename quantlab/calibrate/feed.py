@@ -4,13 +4,14 @@ Only the body runs, not the output head: nothing is measured there when the head
 vocabulary of 128,256 would take more memory than all the rest.
 
 AWQ calls the loop twice: once to measure activations, once to search, and the search multiplies with every weight
-thirteen times. Progress counts decoder layers, weighted with that.
+thirteen times. Progress counts decoder layers, weighted with that, and the first pass says how long the second takes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class Feed:
         self.reporter = reporter
         self.calls = 0
         self.done = 0.0
+        self.seconds = 0.0
 
     def __call__(self, model: nn.Module) -> None:
         cost = self.costs[min(self.calls, len(self.costs) - 1)]
@@ -56,6 +58,10 @@ class Feed:
         blocks = decoder_layers(model)
         total = len(blocks) * len(self.batches) * sum(self.costs)
         text = "searching scales" if self.calls > 1 else "measuring activations"
+        if self.calls > 1:
+            about = self.seconds * cost / self.costs[0]
+            self.reporter.note("calibrate", f"AWQ's search takes about {about:.0f} s, by the first pass.")
+        started = time.monotonic()
 
         def count(*_: Any) -> None:
             self.done += cost
@@ -68,6 +74,7 @@ class Feed:
         finally:
             for handle in handles:
                 handle.remove()
+        self.seconds = time.monotonic() - started
 
     def _forward(self, model: nn.Module) -> None:
         run: Any = model if _head_is_quantized(model) else model.base_model

@@ -32,10 +32,11 @@ from quantlab import disk
 from quantlab import weights as folders
 from quantlab.calibrate import accounting, presets, probe, quantizers, source, unified
 from quantlab.calibrate.blocks import Blocks
-from quantlab.calibrate.feed import give_back, placed
+from quantlab.calibrate.feed import give_back
 from quantlab.calibrate.samples import Samples
 from quantlab.calibrate.walked import Walked
 from quantlab.errors import Refused
+from quantlab.formats.blocks import passed
 from quantlab.records import Calibrated, CalibrateJob
 
 if TYPE_CHECKING:
@@ -54,15 +55,14 @@ class BlockFeed:
     calls: int = 0
 
     def __call__(self, model: nn.Module) -> None:
-        base: Any = model.base_model
         first = self.calls == 0
         self.calls += 1
         given = list(self.batches)
         for index, hidden in enumerate(given):
             with torch.no_grad():
-                out = base(**placed({"inputs_embeds": hidden}, model), use_cache=False).last_hidden_state
+                out = passed(model, hidden)
             if first:
-                self.out[index] = out.cpu()
+                self.out[index] = out
             give_back()
 
     def __post_init__(self) -> None:
@@ -145,14 +145,7 @@ def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: W
 
 def _probe(model: nn.Module, layers: Sequence[str], hidden: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """What the layers of a quantized block are given and make of it; and what comes out of the block."""
-    base: Any = model.base_model
-    with torch.inference_mode():
-        seen, out = probe.watched(
-            model,
-            layers,
-            lambda: base(**placed({"inputs_embeds": hidden}, model), use_cache=False).last_hidden_state,
-        )
-    return seen, out.cpu()
+    return probe.watched(model, layers, lambda: passed(model, hidden))
 
 
 def _together(spec: CalibrateJob, blocks: Blocks, walked: Walked, folder: Path) -> list[str]:

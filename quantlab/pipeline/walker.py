@@ -97,7 +97,7 @@ class Walker:
 
     def _through(self, walk: Walk, found: Found, planned: Plan) -> None:
         self._calibrate(walk, found, planned)
-        self._verify(walk)
+        self._verify(walk, self._by_blocks(walk.recipe, planned))
         if walk.verification is None or walk.verification.passed:
             self._open(walk)
 
@@ -126,11 +126,14 @@ class Walker:
             into=str(self.ledger.checkpoint_folder(known)),
             device=ask.config.device,
             threads=ask.threads,
-            layerwise=recipe.preset is not None and (ask.layerwise or planned.layerwise),
+            layerwise=self._by_blocks(recipe, planned),
         )
         return known, job
 
-    def _verify(self, walk: Walk) -> None:
+    def _by_blocks(self, recipe: Recipe, planned: Plan) -> bool:
+        return recipe.preset is not None and (self.resolved.ask.layerwise or planned.layerwise)
+
+    def _verify(self, walk: Walk, layerwise: bool) -> None:
         if "verify" not in self.resolved.ask.stages:
             return
         walk.at = "verify"
@@ -142,6 +145,7 @@ class Walker:
             calibrated=calibrated,
             checkpoint_path=str(self.ledger.path(calibrated.checkpoint.path)),
             device=self.resolved.ask.config.device,
+            layerwise=layerwise,
         )
         walk.verification = self.stages.verify(known, walk.name, job)
         walk.identities["verify"] = known

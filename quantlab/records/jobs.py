@@ -59,6 +59,8 @@ class VerifyJob(Spec, frozen=True, kw_only=True):
     checkpoint_path: str
     """Absolute."""
     device: str = "auto"
+    layerwise: bool = False
+    """One decoder block in memory at a time."""
 
 
 class ConvertJob(Spec, frozen=True, kw_only=True):
