@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="word or folder")
     parser.add_argument("--recipes", default="", help="by comma; all that calibrate, if empty")
+    parser.add_argument("--fewer", type=int, default=1, help="divide the samples of every recipe, on a busy machine")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--hand", nargs=3, help=argparse.SUPPRESS)
     words = parser.parse_args()
@@ -42,22 +43,24 @@ def main() -> None:
         by_hand(*words.hand)
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = compared(words.model, words.recipes.split(",") if words.recipes else every_recipe(), Path(folder))
+        names = words.recipes.split(",") if words.recipes else every_recipe()
+        found = compared(words.model, names, Path(folder), words.fewer)
     print(text := json.dumps(found, indent=1))
     if words.out:
         words.out.write_text(text + "\n")
 
 
-def compared(word: str, recipes: list[str], place: Path) -> dict[str, Any]:
+def compared(word: str, recipes: list[str], place: Path, fewer: int) -> dict[str, Any]:
     weights = word if Path(word).is_dir() else str(materialize(place, word))
     imports = timed(
         [sys.executable, "-c", "import torch, transformers, modelopt.torch.quantization, modelopt.torch.export"]
     )
-    made_ready = {name: prepare(name, weights, place) for name in recipes}
+    files = {name: str(written(name, place, fewer)) for name in recipes}
+    made_ready = {name: prepare(file, weights, place) for name, file in files.items()}
     hand = {name: timed([sys.executable, __file__, "--hand", weights, str(file), str(place / name)])
             for name, file in made_ready.items()}  # fmt: skip
     ledger = place / "runs"
-    ours = timed([sys.executable, "-m", "quantlab", "run", *recipes, "--model", weights, "--stage", "calibrate",
+    ours = timed([sys.executable, "-m", "quantlab", "run", *files.values(), "--model", weights, "--stage", "calibrate",
                   "--ledger", str(ledger)])  # fmt: skip
     cpu = sum(one["cpu_seconds"] for one in hand.values())
     spared = cpu - (len(hand) - 1) * imports["cpu_seconds"]
@@ -65,6 +68,7 @@ def compared(word: str, recipes: list[str], place: Path) -> dict[str, Any]:
         "dated": f"{dt.date.today()}",
         "model": Path(word).name,
         "cores": os.cpu_count(),
+        "samples_divided_by": fewer,
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "by_hand": hand,
         "import_of_sdks": imports,
@@ -83,6 +87,24 @@ def every_recipe() -> list[str]:
     from quantlab import catalog
 
     return [found.name for found in catalog.names("recipe") if catalog.recipe(found.name).record.preset]  # type: ignore[attr-defined]
+
+
+def written(name: str, place: Path, fewer: int) -> Path:
+    """The recipe as a file, with as many samples as this run takes."""
+    import msgspec
+    import yaml
+
+    from quantlab import catalog
+
+    record: Any = catalog.recipe(name).record
+    if record.calibration is not None:
+        samples = max(1, record.calibration.samples // fewer)
+        record = msgspec.structs.replace(
+            record, calibration=msgspec.structs.replace(record.calibration, samples=samples)
+        )
+    plain = {key: value for key, value in msgspec.to_builtins(record).items() if value not in (None, [], ())}
+    (file := place / f"{name}.yaml").write_text(str(yaml.safe_dump(plain)))
+    return file
 
 
 def materialize(place: Path, word: str) -> Path:
@@ -115,7 +137,7 @@ def prepare(name: str, weights: str, place: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(weights)
         chat = catalog.model(weights).chat
         ids = samples.samples(data.record, recipe.calibration, str(catalog.base(data)), tokenizer, chat=chat).ids
-    file = place / f"{name}.pickle"
+    file = place / f"{found.name}.pickle"
     file.write_bytes(pickle.dumps((config, ids, presets.method(config).startswith("awq"))))
     return file
 
