@@ -121,8 +121,17 @@ def test_what_needs_the_whole_model_is_refused(tiny_model: Path, tmp_path: Path)
             tiny_model, tmp_path, "fp8_rowwise", overrides=(QuantizerOverride(quantizer="*lm_head*", enable=True),)
         ).recipe,
     )
-    with pytest.raises(Refused, match="outside the blocks"):
+    with pytest.raises(Refused, match="lm_head, which is outside the blocks"):
         modelopt.run(head, Reporter())
+    off = (QuantizerOverride(quantizer="*layers.1.mlp*", enable=False),)
+    mixed = msgspec.structs.replace(head, recipe=job(tiny_model, tmp_path, "fp8_rowwise", overrides=off).recipe)
+    with pytest.raises(Refused, match=r"other layers in model\.layers\.1 than in the first"):
+        modelopt.run(mixed, Reporter())
+    with pytest.raises(Refused, match="no multiple of the group size 48"):
+        modelopt.run(
+            msgspec.structs.replace(by_block(tiny_model, tmp_path / "made", "int4"), group_size=48), Reporter()
+        )
+    assert list(tmp_path.iterdir()) == [], "refused before anything is written"
     odd = msgspec.structs.replace(by_block(tiny_model, tmp_path / "made", "fp8"))
     weights = msgspec.structs.replace(odd.weights, architecture="GPT2LMHeadModel")
     with pytest.raises(Refused, match="one at a time"):

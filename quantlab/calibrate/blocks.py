@@ -31,7 +31,7 @@ class Blocks:
         self.prefix = prefix_of(architecture)
         self.stored = Stored(folder)
         self.dtype, self.device = dtype, device
-        self.skeleton = self._empty()
+        self.skeleton = self.empty()
         self.config: Any = self.skeleton.config
 
     @property
@@ -50,7 +50,7 @@ class Blocks:
 
     def open(self, index: int) -> Any:
         """The model with this block alone. Each call makes a new one: calibrating changes a model for good."""
-        model = alone(self._empty(), index, self.dtype, self.device)
+        model = alone(self.empty(), index, self.dtype, self.device)
         block: Any = model.get_submodule(f"{self.prefix}.{index}")
         for name, parameter in list(block.named_parameters()):
             stored = self.stored.read(f"{self.prefix}.{index}.{name}")
@@ -78,7 +78,7 @@ class Blocks:
     def _embedding(self) -> str:
         return "model.embed_tokens"
 
-    def _empty(self) -> Any:
+    def empty(self) -> Any:
         """The model without weights: parameters on `meta` (no memory), buffers real."""
         from accelerate import init_empty_weights
         from transformers import AutoConfig

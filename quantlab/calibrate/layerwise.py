@@ -82,9 +82,9 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
         Refused: an architecture, export or recipe that needs the whole model.
     """
     started = time.monotonic()
-    _require(spec)
     dtype, device = source.arithmetic(spec)
     blocks = Blocks(spec.weights.path, spec.weights.architecture, dtype, device)
+    _require(spec, config, blocks)
     data = source.calibration(spec, blocks.skeleton)
     assert data is None or isinstance(data, Samples)
     walked = Walked.begin(spec, blocks, data, presets.method(config))
@@ -113,10 +113,25 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     )
 
 
-def _require(spec: CalibrateJob) -> None:
+def _require(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks) -> None:
+    """Ask the model without weights what would be quantized, before anything is calibrated."""
     if spec.recipe.export == "folded":
         cure = "Calibrate the whole model, or take a recipe that ModelOpt exports."
         raise Refused("a simulation is folded into a whole model.", place=f"recipe {spec.recipe_name}", cure=cure)
+    inside: dict[str, set[str]] = {f"{blocks.prefix}.{index}.": set() for index in range(blocks.count)}
+    for layer in quantizers.insert(blocks.empty(), config):
+        block = next((prefix for prefix in inside if layer.startswith(prefix)), "")
+        if not block:
+            cure = "Calibrate the whole model, or leave that layer in 16 bit."
+            raise Refused(
+                f"it quantizes {layer}, which is outside the blocks.", place=f"recipe {spec.recipe_name}", cure=cure
+            )
+        inside[block].add(layer.removeprefix(block))
+    first, *others = inside.values()
+    if odd := [name for name, found in zip(list(inside)[1:], others, strict=True) if found != first]:
+        problem = f"it quantizes other layers in {odd[0].rstrip('.')} than in the first block."
+        cure = "Calibrate the whole model: ModelOpt describes such a mixture only when it sees all of it."
+        raise Refused(problem, place=f"recipe {spec.recipe_name}", cure=cure)
 
 
 def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: Walked, index: int) -> None:
@@ -125,9 +140,6 @@ def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: W
 
     model = blocks.open(index)
     layers = quantizers.insert(model, config)
-    if any("lm_head" in layer or not layer.startswith(blocks.prefix) for layer in layers):
-        cure = "Calibrate the whole model, or leave the head in 16 bit."
-        raise Refused("it quantizes layers outside the blocks.", place=f"recipe {spec.recipe_name}", cure=cure)
     feed = BlockFeed(walked.hidden) if walked.hidden else None
     started = time.monotonic()
     mtq.calibrate(model, config["algorithm"], forward_loop=feed)
