@@ -24,17 +24,13 @@ from pathlib import Path
 
 import msgspec
 
-from quantlab import sight, weights
+from quantlab import blockwise, sight, weights
 from quantlab.records import FORMATS, CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
-from quantlab.sizes import OWN_GROUP, Sizes, group_size
+from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size
 from quantlab.sizes import sizes as sizes_of
 
 OVERHEAD_BYTES = 1_000_000_000
 """Memory of a child with torch, transformers and ModelOpt beside the weights: 0.6 GB of imports, and buffers."""
-FLOPS_A_CORE = 4e10
-"""float32 operations a second of one x86 core: 171 tokens/s of SmolLM2-135M with AVX2, 250 with AVX-512."""
-PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0}
-"""Cost of calibrating in forward passes: fake quantization, and AWQ's search over 11 strengths."""
 QUANTIZABLE = re.compile(
     r"(Llama|Mistral|Mixtral|Qwen2|Qwen3|Phi3?|Gemma[23]?|Nemotron|Exaone)ForCausalLM|MllamaFor\w+"
 )
@@ -61,6 +57,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The export."""
     calibration_peak_bytes: int | None = None
     """Memory while calibrating and exporting, an estimate."""
+    layerwise_peak_bytes: int | None = None
+    """The same where one decoder block is held at a time; None where that cannot be done."""
+    layerwise: bool = False
+    """It will be, because the whole model does not fit."""
     kv_bytes: int | None = None
     """Key/value cache of the grid's largest cell."""
     disk_bytes: int | None = None
@@ -108,7 +108,7 @@ def plan(
         made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
         # What a picture costs was not measured, and no figure is better than a guess.
         counted = host.cores if gpu is None and model.modality == "text" else 0
-        made = _seconds(made, recipe, sizes, counted)
+        made = _cost(made, model, recipe, sizes, memory, counted, cpu=gpu is None)
         refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
         notes += _tight(made, memory, where)
     return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
@@ -117,8 +117,8 @@ def plan(
 def explain(plan: Plan) -> list[str]:
     """The plan as sentences: arithmetic, then notes, then refusals."""
     group = [f"Group size {plan.group_size}."] if plan.group_size else []
-    refused = [f"Refused: {each}" for each in plan.refusals]
-    return [*plan.arithmetic, *group, *(f"Note: {each}" for each in plan.notes), *refused]
+    notes = [f"Note: {each}" for each in plan.notes]
+    return [*plan.arithmetic, *group, *notes, *(f"Refused: {each}" for each in plan.refusals)]
 
 
 def _architecture(model: Model) -> Iterator[str]:
@@ -200,7 +200,7 @@ def _arithmetic(
     held = 2 * full if recipe.preset and cpu else full
     peak = OVERHEAD_BYTES + held + (checkpoint + _activations(recipe, sizes.shape) if recipe.preset else 0)
     kv, kv_line = _kv(recipe, sizes.shape, grid)
-    distribution = _distribution(suite) if suite else 0
+    distribution = distribution_bytes(suite) if suite else 0
     disk = (full if fetched else 0) + (written if recipe.preset else 0) + distribution
     width = " in float32, as a CPU computes," if held > full else ""
     doing = "quantize and export" if recipe.preset else "load"
@@ -245,31 +245,23 @@ def _kv(recipe: Recipe, shape: Shape | None, grid: Grid | None) -> tuple[int | N
     return total, [line]
 
 
-def _distribution(suite: Suite) -> int:
-    """The baseline's kept log-probabilities: a 4-byte token id and a 4-byte float for each of the top k."""
-    if (asked := suite.fidelity) is None:
-        return 0
-    return asked.windows * (asked.length - asked.burn_in) * asked.top_k * 8
-
-
-def _seconds(made: Plan, recipe: Recipe, sizes: Sizes, cores: int) -> Plan:
-    """Time of calibrating on `cores` CPU cores; untouched on a GPU (0 cores)."""
-    passes = PASSES.get(recipe.format)
-    if not (cores and passes and recipe.calibration):
-        return made
-    tokens = recipe.calibration.samples * recipe.calibration.length
-    linear = sum(each.outputs * each.inputs for each in sizes.layers)
-    seconds = passes * 2 * linear * tokens / (FLOPS_A_CORE * cores)
-    line = (
-        f"Time to calibrate: 2 x {linear:,} x {tokens:,} tokens x {passes:g} passes = about {seconds:.0f} s on {cores} "
-        "idle cores in float32 (40 GFLOP/s each); less with bf16 units, several times as much on busy cores."
-    )
-    return msgspec.structs.replace(made, seconds=seconds, arithmetic=(*made.arithmetic, line))
+def _cost(made: Plan, model: Model, recipe: Recipe, sizes: Sizes, memory: int, cores: int, *, cpu: bool) -> Plan:
+    """Time of calibrating on `cores` CPU cores (0: no guess), and the way that needs less memory where that decides."""
+    lines = made.arithmetic
+    if (found := blockwise.seconds(recipe, sizes, cores)) is not None:
+        made, lines = msgspec.structs.replace(made, seconds=found[0]), (*lines, found[1])
+    width = 4 if cpu else 2
+    small = blockwise.blockwise(recipe, sizes, model.architecture, _activations(recipe, sizes.shape), width)
+    if small is not None and made.calibration_peak_bytes is not None:
+        tight = made.calibration_peak_bytes > memory >= small.peak_bytes
+        made = msgspec.structs.replace(made, layerwise_peak_bytes=small.peak_bytes, layerwise=tight)
+        lines = (*lines, small.text)
+    return msgspec.structs.replace(made, arithmetic=lines)
 
 
 def _fits_memory(made: Plan, memory: int, where: str) -> Iterator[str]:
-    """Below the weights themselves nothing can be loaded, let alone calibrated."""
-    if made.working_bytes and made.working_bytes > memory:
+    """Below the weights themselves nothing can be loaded, let alone calibrated; unless it goes block by block."""
+    if made.working_bytes and made.working_bytes > memory and not made.layerwise:
         width = "in float32, as a CPU computes," if made.working_bytes != made.weights_bytes else "in 16 bit"
         yield (
             f"the weights {width} take {_gb(made.working_bytes)} and {where} has {_gb(memory)}. "
@@ -278,6 +270,9 @@ def _fits_memory(made: Plan, memory: int, where: str) -> Iterator[str]:
 
 
 def _tight(made: Plan, memory: int, where: str) -> Iterator[str]:
+    if made.layerwise:
+        yield f"{blockwise.instead(made.calibration_peak_bytes or 0)} {where} has {_gb(memory)}. {blockwise.AFTER}"
+        return
     if not made.weights_bytes or not made.working_bytes or made.working_bytes > memory:
         return
     if made.calibration_peak_bytes and made.calibration_peak_bytes > memory:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from quantlab import weights
-from quantlab.records import Model, Recipe, Shape
+from quantlab.records import Model, Recipe, Shape, Suite
 
 OWN_GROUP = 128
 """Group size of ModelOpt's INT4 presets."""
@@ -117,3 +117,10 @@ def group_size(recipe: Recipe, layers: tuple[Layer, ...]) -> tuple[int | None, l
         return best, [note, f"TensorRT-LLM's own tests use groups of {OWN_GROUP} only."], []
     cure = f"Use group_size: auto (takes {best})." if best else "Use fp8, which has no groups."
     return None, [], [f"group_size {asked}: {reason}. {cure}"]
+
+
+def distribution_bytes(suite: Suite) -> int:
+    """The baseline's kept log-probabilities: a 4-byte token id and a 4-byte float for each of the top k."""
+    if (asked := suite.fidelity) is None:
+        return 0
+    return asked.windows * (asked.length - asked.burn_in) * asked.top_k * 8

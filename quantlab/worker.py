@@ -34,6 +34,7 @@ from quantlab.records import (
     Artifact,
     Calibrated,
     CalibrateJob,
+    CalibrateJobs,
     Converted,
     ConvertJob,
     Event,
@@ -52,6 +53,7 @@ from quantlab.records.jobs import Outcome, Spec
 TASKS: dict[str, tuple[str, type[Spec], Any]] = {
     "fetch": ("quantlab.fetch:run", FetchJob, Weights),
     "calibrate": ("quantlab.calibrate.modelopt:run", CalibrateJob, Calibrated),
+    "calibrate_all": ("quantlab.calibrate.modelopt:run_all", CalibrateJobs, dict),
     "verify": ("quantlab.calibrate.verify:run", VerifyJob, Verification),
     "ask": ("quantlab.engines.building:ask", AskJob, Asked),
     "build": ("quantlab.engines.building:build", BuildJob, Artifact),
@@ -96,6 +98,10 @@ class Reporter:
         """
         self._send = send
         self._sent: dict[str, float] = {}
+
+    def about(self, recipe: str) -> Reporter:
+        """The same, and every event says that it is about `recipe`."""
+        return Reporter(lambda event: self._send(msgspec.structs.replace(event, recipe=recipe)))
 
     def progress(self, stage: str, done: float, total: float, text: str = "") -> None:
         """`done` of `total` units (samples, items, bytes) are done. Cheap enough for the innermost loop."""

@@ -184,10 +184,10 @@ def w4a8_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> E
 def nvfp4_export(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     import modelopt.torch.quantization as mtq
 
-    from quantlab.calibrate.modelopt import _round_blocks_without_gpu
+    from quantlab.calibrate.quantizers import round_blocks_without_gpu
 
     def before(model: Any) -> None:
-        _round_blocks_without_gpu(model)
+        round_blocks_without_gpu(model)
         _resmooth(model)
 
     return _export(tiny_model, tmp_path_factory.mktemp("nvfp4"), mtq.NVFP4_DEFAULT_CFG, before)

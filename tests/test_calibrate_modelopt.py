@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantlab import weights as folders
-from quantlab.calibrate import modelopt, presets, probe, verify
+from quantlab.calibrate import modelopt, presets, probe, quantizers, verify
 from quantlab.calibrate.feed import choose_batch
 from quantlab.errors import BadInput, Broken, Refused
 from quantlab.records import (
@@ -219,10 +219,10 @@ def test_a_quantizer_that_saw_nothing_is_named(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     ids = torch.randint(512, (2, 16), generator=torch.Generator().manual_seed(0))
     mtq.quantize(model, mtq.FP8_DEFAULT_CFG, forward_loop=lambda m: m(ids))
-    modelopt._check_saw_data(model)
+    quantizers.check_saw_data(model)
     model.model.layers[1].mlp.up_proj.input_quantizer.reset_amax()
     with pytest.raises(Broken, match=r"1 quantizers saw no usable data, e\.g\. model\.layers\.1\.mlp\.up_proj\.input"):
-        modelopt._check_saw_data(model)
+        quantizers.check_saw_data(model)
 
 
 def test_an_override_does_not_switch_the_head_on() -> None:

@@ -216,7 +216,9 @@ def test_what_cannot_fit_is_refused() -> None:
 def test_a_cpu_quantizes_in_float32_and_needs_twice_the_memory() -> None:
     small = msgspec.structs.replace(CPU, memory_bytes=10 * 10**9)
     assert not planned("3b", "bf16", small).refusals
-    (refusal,) = planned("3b", "fp8", small).refusals
+    assert planned("3b", "fp8", small).layerwise
+    tiny = msgspec.structs.replace(CPU, memory_bytes=10**9)
+    refusal = planned("3b", "fp8", tiny).refusals[0]
     assert "float32" in refusal
     assert "12.85 GB" in refusal
     on_gpu, on_cpu = planned("3b", "fp8", H100), planned("3b", "fp8")
@@ -233,12 +235,31 @@ def test_a_gpu_beside_the_question_is_not_counted() -> None:
 
 def test_what_may_not_fit_is_a_note() -> None:
     small = msgspec.structs.replace(CPU, memory_bytes=14 * 10**9)
-    made = planned("3b", "int4_awq", small)
-    assert not made.refusals
-    assert any("calibrating may need" in note for note in made.notes)
+    simulated = msgspec.structs.replace(recipe("int4_awq"), export="folded")
+    folded = plan(catalog.model("3b"), None, "int4_awq", simulated, small, None, None, PLENTY)
+    assert not folded.refusals
+    assert any("calibrating may need" in note for note in folded.notes)
     big = Grid(summary="", isl=(4000,), osl=(4000,), batch=(1024,))
     full = plan(catalog.model("3b"), None, "fp8", recipe("fp8"), H100, big, None, PLENTY)
     assert any("KV cache beside the weights" in note for note in full.notes)
+
+
+def test_what_does_not_fit_whole_goes_block_by_block() -> None:
+    roomy, small = planned("3b", "fp8"), planned("3b", "fp8", msgspec.structs.replace(CPU, memory_bytes=8 * 10**9))
+    assert not roomy.layerwise
+    assert (small.layerwise, small.refusals) == (True, ())
+    assert roomy.layerwise_peak_bytes is not None
+    assert roomy.calibration_peak_bytes is not None
+    assert roomy.layerwise_peak_bytes < 0.25 * roomy.calibration_peak_bytes
+    assert any("one block at a time" in note for note in small.notes)
+    assert any("--layerwise" in line for line in roomy.arithmetic)
+    assert planned("11b", "fp8").layerwise_peak_bytes is None, "its blocks take what the vision tower saw"
+    assert planned("3b", "bf16").layerwise_peak_bytes is None
+    more = recipe("fp8").calibration
+    assert more is not None
+    longer = msgspec.structs.replace(recipe("fp8"), calibration=msgspec.structs.replace(more, samples=64))
+    made = plan(catalog.model("3b"), None, "fp8", longer, CPU, None, None, PLENTY)
+    assert made.layerwise_peak_bytes == roomy.layerwise_peak_bytes + 2 * 48 * more.length * 3072 * 4
 
 
 def test_a_gated_model_needs_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,16 @@ about step / sqrt(12). A layer that holds another layer's weights leaves nearly 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantlab.calibrate import codes, probe
+from quantlab.calibrate.blocks import Blocks
 from quantlab.calibrate.exported import Exported
-from quantlab.formats.modelopt import open_model
+from quantlab.formats.blocks import passed
+from quantlab.formats.modelopt import open_block, open_model
 from quantlab.formats.readers import reader_of
 
 SAME_CODES = 0.995
@@ -111,16 +114,41 @@ def reopened(export: Exported) -> Finding:
     kept = probe.load(export.folder)
     used = next(kept[f"x.{name}"].dtype for name in export.layers)
     device = "cuda" if export.spec.device != "cpu" and torch.cuda.is_available() else "cpu"
-    model = open_model(export.folder, used, device, native_fp8=False)
-
-    def off(layer: str) -> float:
-        return probe.distance(kept[f"y.{layer}"], probe.output(model, layer, kept[f"x.{layer}"]))
-
-    name, worst, mean = _worst(export.each_layer(off))
+    differ, logits = (_by_blocks if export.spec.layerwise else _whole)(export, kept, used, device)
+    name, worst, mean = _worst(differ)
     limit = FOLDED if export.simulated else LAYER[export.format]
     text = f"outputs of {len(export.layers)} layers differ by {mean:.2%}, at most {worst:.2%} ({name})"
-    agreed, words = _logits(kept["logits"], probe.logits(model, probe.given(kept)), export)
+    agreed, words = _logits(kept["logits"], logits, export)
     return worst <= limit and agreed, f"{text}; {words}."
+
+
+Reopened = tuple[dict[str, float], Tensor]
+"""How far each layer's output is from the probe's, and the logits."""
+
+
+def _whole(export: Exported, kept: dict[str, Tensor], used: torch.dtype, device: str) -> Reopened:
+    model = open_model(export.folder, used, device, native_fp8=False)
+    differ = export.each_layer(lambda name: _off(model, name, kept))
+    return differ, probe.logits(model, probe.given(kept))
+
+
+def _by_blocks(export: Exported, kept: dict[str, Tensor], used: torch.dtype, device: str) -> Reopened:
+    """As `_whole`, with one decoder block in memory."""
+    blocks = Blocks(export.folder, export.spec.weights.architecture, used, torch.device(device))
+    hidden = blocks.embed(kept["in.input_ids"])
+    differ: dict[str, float] = {}
+    for index in range(blocks.count):
+        model = open_block(export.folder, index, used, device)
+        inside = [name for name in export.layers if name.startswith(f"{blocks.prefix}.{index}.")]
+        differ |= {name: _off(model, name, kept) for name in inside}
+        with torch.inference_mode():
+            hidden = passed(model, hidden)
+    with torch.inference_mode():
+        return differ, blocks.logits(hidden[:, :: probe.STRIDE]).flatten(0, 1)
+
+
+def _off(model: Any, layer: str, kept: dict[str, Tensor]) -> float:
+    return probe.distance(kept[f"y.{layer}"], probe.output(model, layer, kept[f"x.{layer}"]))
 
 
 def _logits(kept: Tensor, found: Tensor, export: Exported) -> Finding:

@@ -4,13 +4,14 @@ Only the body runs, not the output head: nothing is measured there when the head
 vocabulary of 128,256 would take more memory than all the rest.
 
 AWQ calls the loop twice: once to measure activations, once to search, and the search multiplies with every weight
-thirteen times. Progress counts decoder layers, weighted with that.
+thirteen times. Progress counts decoder layers, weighted with that, and the first pass says how long the second takes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class Feed:
         self.reporter = reporter
         self.calls = 0
         self.done = 0.0
+        self.seconds = 0.0
 
     def __call__(self, model: nn.Module) -> None:
         cost = self.costs[min(self.calls, len(self.costs) - 1)]
@@ -56,6 +58,10 @@ class Feed:
         blocks = decoder_layers(model)
         total = len(blocks) * len(self.batches) * sum(self.costs)
         text = "searching scales" if self.calls > 1 else "measuring activations"
+        if self.calls > 1:
+            about = self.seconds * cost / self.costs[0]
+            self.reporter.note("calibrate", f"AWQ's search takes about {about:.0f} s, by the first pass.")
+        started = time.monotonic()
 
         def count(*_: Any) -> None:
             self.done += cost
@@ -68,6 +74,7 @@ class Feed:
         finally:
             for handle in handles:
                 handle.remove()
+        self.seconds = time.monotonic() - started
 
     def _forward(self, model: nn.Module) -> None:
         run: Any = model if _head_is_quantized(model) else model.base_model
@@ -112,13 +119,16 @@ def fed(asked: Calibration | None, data: Samples | Pictures, model: Any) -> Cali
     return msgspec.structs.replace(asked, samples=data.count, length=int(length))
 
 
-def choose_batch(asked: Calibration | None, model: nn.Module, *, together: bool) -> int:
+def choose_batch(
+    asked: Calibration | None, model: nn.Module, *, together: bool, device: torch.device | None = None
+) -> int:
     """Samples in one forward pass.
 
     Args:
         asked: with the user's own choice in `batch`.
         model: on its device.
         together: as many as memory allows (AWQ), instead of a handful.
+        device: where it computes, of a model without weights.
     """
     if asked is None:
         return 1
@@ -126,7 +136,7 @@ def choose_batch(asked: Calibration | None, model: nn.Module, *, together: bool)
         return min(asked.batch, asked.samples)
     if not together:
         return min(PARALLEL, asked.samples)
-    fit = int(SHARE * free_memory(next(model.parameters()).device) // (asked.length * bytes_a_token(model)))
+    fit = int(SHARE * free_memory(device or next(model.parameters()).device) // (asked.length * bytes_a_token(model)))
     return max(1, min(asked.samples, fit))
 
 

@@ -14,7 +14,7 @@ The file is `quantlab/probe.safetensors` inside the checkpoint's folder: engines
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,16 +54,27 @@ def record(model: nn.Module, layers: Sequence[str], given: dict[str, Tensor]) ->
         "in.<name>" for each of `given`, "logits" float32 [positions, vocabulary], and for each layer "x.<name>" [4,
         inputs] in the model's type and "y.<name>" float32 [4, outputs].
     """
+    kept, found = watched(model, layers, lambda: logits(model, given))
+    return kept | {f"in.{name}": tensor for name, tensor in given.items()} | {"logits": found}
+
+
+def watched(model: nn.Module, layers: Sequence[str], compute: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs and outputs of each layer while `compute` runs the model, and what it returns.
+
+    Raises:
+        Broken: a layer that never ran.
+    """
     seen: dict[str, Tensor] = {}
     with torch.inference_mode(), _watched(model, layers, seen):
-        kept = {f"in.{name}": tensor for name, tensor in given.items()} | {"logits": logits(model, given)}
+        found = compute()
+    kept: dict[str, Tensor] = {}
     if blind := [name for name in layers if name not in seen]:
         raise Broken(f"{len(blind)} quantized layers never ran, e.g. {blind[0]}.", place="calibrate", cure=UNSEEN)
     for name in layers:
         x = seen[name]
         kept[f"x.{name}"] = x.cpu()
         kept[f"y.{name}"] = output(model, name, x)
-    return kept
+    return kept, found
 
 
 def given(kept: dict[str, Tensor]) -> dict[str, Tensor]:

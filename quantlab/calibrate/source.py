@@ -12,6 +12,7 @@ from torch import nn
 from quantlab import weights as folders
 from quantlab.calibrate.pictures import Pictures, pictures
 from quantlab.calibrate.samples import Samples, samples
+from quantlab.calibrate.stored import Stored
 from quantlab.errors import BadInput, Broken, Refused
 from quantlab.formats.modelopt import auto_class
 from quantlab.records import CalibrateJob, Calibration, CalibrationSet
@@ -19,25 +20,37 @@ from quantlab.records import CalibrateJob, Calibration, CalibrationSet
 
 def check_finite(path: str) -> None:
     """Raises Broken when a weight is NaN or infinite, naming the first such tensor: one of them spoils every range."""
-    from safetensors import safe_open
+    stored = Stored(path)
+    for name, one in stored.headers.items():
+        tensor = stored.read(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float().sum())):
+            count = int((~torch.isfinite(tensor)).sum())
+            if count:
+                raise Broken(
+                    f"{count} of {tensor.numel():,} weights of {one['stored']} are NaN or infinite.",
+                    place=f"{path}/{one['file']}",
+                    cure="Fetch the model again; if it stays, its training broke it.",
+                )
 
-    for file in sorted({one["file"] for one in folders.headers(path).values()}):
-        with safe_open(Path(path) / file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                tensor = tensors.get_tensor(name)
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float().sum())):
-                    count = int((~torch.isfinite(tensor)).sum())
-                    if count:
-                        cure = "Fetch the model again; if it stays, its training broke it."
-                        raise Broken(
-                            f"{count} of {tensor.numel():,} weights of {name} are NaN or infinite.",
-                            place=f"{path}/{file}",
-                            cure=cure,
-                        )
+
+COPIED = sorted(set(folders.IDENTITY) - {"config.json", "hf_quant_config.json", "quant_cfg.json"})
+"""Files that are taken over as they are: the tokenizer, its chat template, generation defaults."""
+
+
+def arithmetic(spec: CalibrateJob) -> tuple[torch.dtype, torch.device]:
+    """Type and device of the calibration: as stored on a GPU, float32 on a CPU."""
+    if _on_gpu(spec):
+        return stored_type(spec.weights.path), torch.device("cuda" if spec.device == "auto" else spec.device)
+    return torch.float32, torch.device("cpu")
+
+
+def _on_gpu(spec: CalibrateJob) -> bool:
+    return spec.device.startswith("cuda") or (spec.device == "auto" and torch.cuda.is_available())
 
 
 def load(spec: CalibrateJob) -> nn.Module:
-    cuda = spec.device.startswith("cuda") or (spec.device == "auto" and torch.cuda.is_available())
+    """The whole model. On several GPUs accelerate spreads its blocks (`device: auto`)."""
+    cuda = _on_gpu(spec)
     where = ("auto" if spec.device == "auto" else spec.device) if cuda else "cpu"
     try:
         model: nn.Module = auto_class(spec.weights.path).from_pretrained(

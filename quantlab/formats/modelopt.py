@@ -26,6 +26,7 @@ from torch import nn
 
 from quantlab.errors import Broken
 from quantlab.formats import names
+from quantlab.formats.blocks import alone
 from quantlab.formats.declared import Quantization, read_quantization
 from quantlab.formats.packing import pack_codes, pack_int4, unpack_codes, unpack_int4
 from quantlab.formats.readers import Reader, kinds_with
@@ -33,6 +34,7 @@ from quantlab.formats.tensors import Tensors
 
 __all__ = [
     "Quantization",
+    "open_block",
     "open_model",
     "pack_codes",
     "pack_int4",
@@ -66,7 +68,25 @@ def open_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
     if quantization.kv_cache is not None:
         _place_kv_scales(model, tensors, torch.device(device))
     _place_rest(model, tensors, dtype, torch.device(device))
+    _none(tensors.left(), "is in the checkpoint and no layer uses it")
     return model.to(device).eval().requires_grad_(False)
+
+
+def open_block(folder: str | Path, index: int, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
+    """As `open_model`, one decoder block of it (blocks.py). Tensors that are left over are not looked for.
+
+    Raises:
+        Refused: an algorithm or an architecture that is not known.
+        Broken: a tensor of the block that is missing or does not fit.
+    """
+    folder, place, quantization = Path(folder), torch.device(device), read_quantization(folder)
+    tensors, model = Tensors(folder), alone(_empty(folder, dtype, quantization), index, dtype, place)
+    for name, layer in _quantized_layers(model, Reader(tensors, quantization, dtype, place)):
+        model.set_submodule(name, layer)
+    if quantization.kv_cache is not None:
+        _place_kv_scales(model, tensors, place)
+    _place_rest(model, tensors, dtype, place)
+    return model.to(place).eval().requires_grad_(False)
 
 
 def _plain(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -138,7 +158,7 @@ def _place_kv_scales(model: nn.Module, tensors: Tensors, device: torch.device) -
 
 
 def _place_rest(model: nn.Module, tensors: Tensors, dtype: torch.dtype, device: torch.device) -> None:
-    """Embeddings, norms and unquantized layers; then nothing may be missing and nothing may be left."""
+    """Embeddings, norms and unquantized layers; then nothing may be missing."""
     for name, empty in list(model.named_parameters(remove_duplicate=False)):
         if empty.is_meta and name in tensors:
             weight = tensors.take(name, device, shape=tuple(empty.shape))
@@ -151,7 +171,6 @@ def _place_rest(model: nn.Module, tensors: Tensors, dtype: torch.dtype, device: 
     model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     _none(missing, "has no tensor in the checkpoint")
-    _none(tensors.left(), "is in the checkpoint and no layer uses it")
 
 
 def _none(names: list[str], problem: str) -> None:

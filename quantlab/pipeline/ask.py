@@ -35,6 +35,8 @@ class Ask:
     stages: tuple[str, ...] = STAGES
     calibration_set: str | None = None
     """Another calibration set than the recipes name."""
+    layerwise: bool = False
+    """Calibrate one decoder block at a time, also where the whole model fits."""
     max_drop: float | None = None
     """Another margin than the policy's, in points."""
     scope: Literal["population", "suite"] | None = None

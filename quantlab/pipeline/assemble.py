@@ -73,6 +73,8 @@ def command(ask: Ask) -> str:
         ("--flow", None if ask.config.flow == "auto" else ask.config.flow),
     ):
         words += [flag, f"{value}"] if value is not None else []
+    if ask.layerwise:
+        words.append("--layerwise")
     if ask.early is not None:
         words.append("--early" if ask.early else "--no-early")
     return shlex.join(words)

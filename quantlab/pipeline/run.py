@@ -17,6 +17,7 @@ from quantlab.pipeline.assemble import assemble
 from quantlab.pipeline.choice import settled
 from quantlab.pipeline.early import look_by_look
 from quantlab.pipeline.stage import Silent, Watcher
+from quantlab.pipeline.together import calibrate_together
 from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan, plan
@@ -72,6 +73,7 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
         walks.append(walk)
         if walk is walks[0]:
             _require_baseline(walk)
+            calibrate_together(walker, resolved.recipes[1:], plans)
     if resolved.policy.early:
         look_by_look(walker, walks)
         _require_baseline(walks[0])

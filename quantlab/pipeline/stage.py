@@ -103,16 +103,28 @@ class Stages:
         """Calibrate and export, or take what the ledger has; the checkpoint must still lie where it was."""
 
         def work(folder: Path) -> Calibrated:
-            result: Calibrated = self._child("calibrate", recipe, job, folder)
-            path = Path(result.checkpoint.path)
-            inside = path.is_relative_to(self.ledger.root.resolve())
-            placed = self.ledger.relative(path) if inside else str(path)
-            return msgspec.structs.replace(result, checkpoint=msgspec.structs.replace(result.checkpoint, path=placed))
+            return self._kept_where(self._child("calibrate", recipe, job, folder))
 
-        def usable(result: Calibrated) -> bool:
-            return self.ledger.path(result.checkpoint.path).joinpath("config.json").is_file()
+        return self._once("calibrate", identity, recipe, job, work, self._still_there)
 
-        return self._once("calibrate", identity, recipe, job, work, usable)
+    def calibrated(self, identity: str) -> Calibrated | None:
+        """What the ledger has of a calibration, if its checkpoint still lies where it was."""
+        found: Calibrated | None = self.found("calibrate", identity)
+        return found if found is not None and self._still_there(found) else None
+
+    def keep_calibrated(self, identity: str, recipe: str, job: CalibrateJob, clock: Clock, result: Calibrated) -> None:
+        """Write down one of several that a child calibrated."""
+        self._write("calibrate", identity, recipe, job, clock, result=self._kept_where(result))
+
+    def _kept_where(self, result: Calibrated) -> Calibrated:
+        """Its checkpoint's path as an entry keeps it."""
+        path = Path(result.checkpoint.path)
+        inside = path.is_relative_to(self.ledger.root.resolve())
+        placed = self.ledger.relative(path) if inside else str(path)
+        return msgspec.structs.replace(result, checkpoint=msgspec.structs.replace(result.checkpoint, path=placed))
+
+    def _still_there(self, result: Calibrated) -> bool:
+        return self.ledger.path(result.checkpoint.path).joinpath("config.json").is_file()
 
     def verify(self, identity: str, recipe: str, job: VerifyJob) -> Verification:
         """Hold the export against its recipe and the calibrated model."""

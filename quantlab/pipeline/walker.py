@@ -82,7 +82,7 @@ class Walker:
             walk.refusal = " ".join(planned.refusals)
             walk.failure = Failure(kind="Refused", problem=walk.refusal)
             return walk
-        self.attempt(walk, lambda: self._through(walk, found, planned.group_size))
+        self.attempt(walk, lambda: self._through(walk, found, planned))
         return walk
 
     def attempt(self, walk: Walk, work: Callable[[], None]) -> None:
@@ -95,36 +95,45 @@ class Walker:
             walk.failure = Failure(kind=type(error).__name__, problem=error.problem, place=error.place, cure=error.cure)
             self.watch.say(f"{walk.name}: {walk.at} failed. {error}")
 
-    def _through(self, walk: Walk, found: Found, group: int | None) -> None:
-        self._calibrate(walk, found, group)
-        self._verify(walk)
+    def _through(self, walk: Walk, found: Found, planned: Plan) -> None:
+        self._calibrate(walk, found, planned)
+        self._verify(walk, self._by_blocks(walk.recipe, planned))
         if walk.verification is None or walk.verification.passed:
             self._open(walk)
 
-    def _calibrate(self, walk: Walk, found: Found, group: int | None) -> None:
+    def _calibrate(self, walk: Walk, found: Found, planned: Plan) -> None:
         walk.at = "calibrate"
-        recipe, ask = walk.recipe, self.resolved.ask
+        known, job = self.calibration(found, walk.recipe, planned)
+        walk.calibrated = self.stages.calibrate(known, walk.name, job)
+        walk.identities["calibrate"] = known
+
+    def calibration(self, found: Found, recipe: Recipe, planned: Plan) -> tuple[str, CalibrateJob]:
+        """Identity and job of a calibration. Raises: BadInput: no such calibration set."""
+        ask = self.resolved.ask
         data = catalog.calibration_set(recipe.calibration.set, found.path.parent) if recipe.calibration else None
         record = data.record if data else None
         assert record is None or isinstance(record, CalibrationSet)
         content = catalog.set_digest(data) if data else ""
-        known = identity.calibrate(self.weights, recipe, group, content, self.host, ask.config.device)
+        known = identity.calibrate(self.weights, recipe, planned.group_size, content, self.host, ask.config.device)
         job = CalibrateJob(
             weights=self.weights,
             model=self.resolved.model,
             recipe=recipe,
-            recipe_name=walk.name,
-            group_size=group,
+            recipe_name=found.name,
+            group_size=planned.group_size,
             set=record,
             set_folder=str(catalog.base(data)) if data else None,
             into=str(self.ledger.checkpoint_folder(known)),
             device=ask.config.device,
             threads=ask.threads,
+            layerwise=self._by_blocks(recipe, planned),
         )
-        walk.calibrated = self.stages.calibrate(known, walk.name, job)
-        walk.identities["calibrate"] = known
+        return known, job
 
-    def _verify(self, walk: Walk) -> None:
+    def _by_blocks(self, recipe: Recipe, planned: Plan) -> bool:
+        return recipe.preset is not None and (self.resolved.ask.layerwise or planned.layerwise)
+
+    def _verify(self, walk: Walk, layerwise: bool) -> None:
         if "verify" not in self.resolved.ask.stages:
             return
         walk.at = "verify"
@@ -136,6 +145,7 @@ class Walker:
             calibrated=calibrated,
             checkpoint_path=str(self.ledger.path(calibrated.checkpoint.path)),
             device=self.resolved.ask.config.device,
+            layerwise=layerwise,
         )
         walk.verification = self.stages.verify(known, walk.name, job)
         walk.identities["verify"] = known

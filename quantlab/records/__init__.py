@@ -34,6 +34,7 @@ from quantlab.records.flips import Category, Flip
 from quantlab.records.formats import FORMATS, Format, unserved
 from quantlab.records.jobs import (
     CalibrateJob,
+    CalibrateJobs,
     ConvertJob,
     EngineConfig,
     Event,
@@ -68,6 +69,7 @@ __all__ = [
     "Accuracy",
     "Artifact",
     "CalibrateJob",
+    "CalibrateJobs",
     "Calibrated",
     "Calibration",
     "CalibrationSet",

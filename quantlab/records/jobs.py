@@ -40,6 +40,14 @@ class CalibrateJob(Spec, frozen=True, kw_only=True):
     """"auto", "cpu", "cuda"."""
     threads: int = 0
     """0: chosen by the child runner."""
+    layerwise: bool = False
+    """One decoder block in memory at a time. The numbers are the same."""
+
+
+class CalibrateJobs(Spec, frozen=True, kw_only=True):
+    """Several recipes of one model in one child. Each Calibrated is sent as an Event. Result: recipe -> why not."""
+
+    jobs: tuple[CalibrateJob, ...]
 
 
 class VerifyJob(Spec, frozen=True, kw_only=True):
@@ -51,6 +59,8 @@ class VerifyJob(Spec, frozen=True, kw_only=True):
     checkpoint_path: str
     """Absolute."""
     device: str = "auto"
+    layerwise: bool = False
+    """One decoder block in memory at a time."""
 
 
 class ConvertJob(Spec, frozen=True, kw_only=True):
@@ -132,6 +142,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     result: msgspec.Raw | None = None
     """A finished stage's record, for kind "result"."""
+    recipe: str = ""
+    """What it is about, where a child works at several."""
     files: dict[str, str] = {}
     """Files that belong to the result, name -> absolute path; the parent moves them into the ledger."""
 
@@ -158,6 +170,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 __all__ = [
     "Artifact",
     "CalibrateJob",
+    "CalibrateJobs",
     "Checkpoint",
     "ConvertJob",
     "EngineConfig",

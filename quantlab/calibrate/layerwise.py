@@ -1,0 +1,190 @@
+"""Calibrate and export one decoder block at a time, so that a model larger than the memory can be calibrated.
+
+A block needs nothing of a model but the hidden states that go into it. So these are kept, for all samples, and walk
+from block to block: block i is read from the disk, calibrated on them by the same code that calibrates whole models,
+written as file i of the export, and dropped; what came out of it goes into block i + 1. In memory at once: one block,
+the hidden states (samples x length x hidden size), and what one batch makes of them.
+
+Equal to calibrating the whole model, bit by bit: ModelOpt measures with its quantizers switched off, so in a whole
+model too a block sees what the unquantized blocks before it made. The probe's two sequences walk beside, through the
+quantized blocks, because the probe tells what the quantized model computes.
+
+After each block all that the next one needs is on the disk; a killed run takes up there. ModelOpt 0.47 has a layer-wise
+mode of its own (`layerwise` in an algorithm), and an export of models that accelerate offloads. It wants the whole
+model as one object, with weights that it writes back to the offload folder, and its calibration cannot be resumed
+for AWQ without them, so it is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab import disk
+from quantlab import weights as folders
+from quantlab.calibrate import accounting, presets, probe, quantizers, source, unified
+from quantlab.calibrate.blocks import Blocks
+from quantlab.calibrate.feed import give_back
+from quantlab.calibrate.samples import Samples
+from quantlab.calibrate.walked import Walked
+from quantlab.errors import Refused
+from quantlab.formats.blocks import passed
+from quantlab.records import Calibrated, CalibrateJob
+
+if TYPE_CHECKING:
+    from quantlab.worker import Reporter
+
+SHARD = "model-{:05d}-of-{:05d}.safetensors"
+NOTE = "calibrated one block at a time; the numbers are those of the whole model"
+
+
+@dataclass
+class BlockFeed:
+    """A forward loop over one block. Its first call keeps what comes out: ModelOpt measures unquantized."""
+
+    batches: list[Tensor]
+    """Hidden states [samples, length, hidden] that go in; after the first call those that came out."""
+    calls: int = 0
+
+    def __call__(self, model: nn.Module) -> None:
+        first = self.calls == 0
+        self.calls += 1
+        given = list(self.batches)
+        for index, hidden in enumerate(given):
+            with torch.no_grad():
+                out = passed(model, hidden)
+            if first:
+                self.out[index] = out
+            give_back()
+
+    def __post_init__(self) -> None:
+        self.out: list[Tensor] = [torch.empty(0)] * len(self.batches)
+
+
+def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: Sequence[str] = ()) -> Calibrated:
+    """As modelopt.run, one block at a time.
+
+    Args:
+        spec: the job.
+        config: what `mtq.quantize` takes.
+        reporter: is told how many blocks are done.
+        notes: sentences for the record.
+
+    Raises:
+        Refused: an architecture, export or recipe that needs the whole model.
+    """
+    started = time.monotonic()
+    dtype, device = source.arithmetic(spec)
+    blocks = Blocks(spec.weights.path, spec.weights.architecture, dtype, device)
+    _require(spec, config, blocks)
+    data = source.calibration(spec, blocks.skeleton)
+    assert data is None or isinstance(data, Samples)
+    walked = Walked.begin(spec, blocks, data, presets.method(config))
+    for index in range(walked.done, blocks.count):
+        reporter.progress("calibrate", index, blocks.count, "block by block")
+        _block(spec, config, blocks, walked, index)
+    with folders.written_whole(Path(spec.into)) as folder:
+        layers = _together(spec, blocks, walked, folder)
+        made = accounting.checkpoint(spec, folder, layers)
+    shutil.rmtree(walked.folder)
+    reporter.progress("calibrate", 1, 1, "")
+    resumed = [f"taken up at block {walked.resumed_at} after a kill"] if walked.resumed_at else []
+    return Calibrated(
+        checkpoint=made,
+        layers=tuple(layers),
+        calibration_digest=data.digest if data else None,
+        samples=data.count if data else 0,
+        tokens=data.tokens if data else 0,
+        seconds=round(time.monotonic() - started, 3),
+        calibrate_seconds=round(walked.seconds, 3),
+        peak_bytes=accounting.peak_bytes(),
+        peak_gpu_bytes=accounting.peak_gpu_bytes(),
+        device=accounting.device_name(device),
+        probe=probe.FILE,
+        notes=(*walked.notes, NOTE, *resumed, *notes),
+    )
+
+
+def _require(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks) -> None:
+    """Ask the model without weights what would be quantized, before anything is calibrated."""
+    if spec.recipe.export == "folded":
+        cure = "Calibrate the whole model, or take a recipe that ModelOpt exports."
+        raise Refused("a simulation is folded into a whole model.", place=f"recipe {spec.recipe_name}", cure=cure)
+    inside: dict[str, set[str]] = {f"{blocks.prefix}.{index}.": set() for index in range(blocks.count)}
+    for layer in quantizers.insert(blocks.empty(), config):
+        block = next((prefix for prefix in inside if layer.startswith(prefix)), "")
+        if not block:
+            cure = "Calibrate the whole model, or leave that layer in 16 bit."
+            raise Refused(
+                f"it quantizes {layer}, which is outside the blocks.", place=f"recipe {spec.recipe_name}", cure=cure
+            )
+        inside[block].add(layer.removeprefix(block))
+    first, *others = inside.values()
+    if odd := [name for name, found in zip(list(inside)[1:], others, strict=True) if found != first]:
+        problem = f"it quantizes other layers in {odd[0].rstrip('.')} than in the first block."
+        cure = "Calibrate the whole model: ModelOpt describes such a mixture only when it sees all of it."
+        raise Refused(problem, place=f"recipe {spec.recipe_name}", cure=cure)
+
+
+def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: Walked, index: int) -> None:
+    """Calibrate, probe and write one block, and move the hidden states past it."""
+    import modelopt.torch.quantization as mtq
+
+    model = blocks.open(index)
+    layers = quantizers.insert(model, config)
+    feed = BlockFeed(walked.hidden) if walked.hidden else None
+    started = time.monotonic()
+    mtq.calibrate(model, config["algorithm"], forward_loop=feed)
+    walked.seconds += time.monotonic() - started
+    quantizers.check_saw_data(model)
+    stored = source.stored_type(spec.weights.path)
+    notes = [*quantizers.resmooth(model, presets.method(config)), *quantizers.as_stored(model, stored)]
+    seen, after = _probe(model, layers, walked.probe)
+    into = walked.scratch(index)
+    prefix = f"{blocks.prefix}.{index}."
+    unified.write(model, stored, spec.recipe_name, into, prefix)
+    walked.keep(index, layers, notes, seen, after, feed.out if feed else [])
+    give_back()
+
+
+def _probe(model: nn.Module, layers: Sequence[str], hidden: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What the layers of a quantized block are given and make of it; and what comes out of the block."""
+    return probe.watched(model, layers, lambda: passed(model, hidden))
+
+
+def _together(spec: CalibrateJob, blocks: Blocks, walked: Walked, folder: Path) -> list[str]:
+    """All blocks' files and the rest of the tensors as one checkpoint; returns the quantized layers."""
+    stored = source.stored_type(spec.weights.path)
+    count = blocks.count + 1
+    mapped: dict[str, str] = {}
+    for index in range(blocks.count):
+        name = SHARD.format(index + 1, count)
+        (folder / name).hardlink_to(walked.exported(index) / "model.safetensors")
+        mapped |= dict.fromkeys(folders.header(folder / name), name)
+    name = SHARD.format(count, count)
+    mapped |= dict.fromkeys(unified.copy(blocks.stored, blocks.rest, stored, folder / name), name)
+    total = sum(one["data_offsets"][1] for file in folder.glob("*.safetensors") for one in _last(folders.header(file)))
+    index_file = {"metadata": {"total_size": total}, "weight_map": mapped}
+    disk.write(folder / folders.INDEX, json.dumps(index_file, indent=1).encode())
+    unified.join([walked.exported(index) for index in range(blocks.count)], folder, spec.recipe_name)
+    for name in source.COPIED:
+        if (Path(spec.weights.path) / name).is_file():
+            shutil.copyfile(Path(spec.weights.path) / name, folder / name)
+    kept = walked.probed()
+    hidden = walked.probe
+    kept |= {"in.input_ids": walked.ids, "logits": blocks.logits(hidden[:, :: probe.STRIDE]).flatten(0, 1)}
+    probe.save(kept, folder)
+    return walked.layers
+
+
+def _last(header: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tensor that ends last says how many bytes a file's tensors take."""
+    return sorted(header.values(), key=lambda one: one["data_offsets"][1])[-1:]

@@ -1,0 +1,68 @@
+"""Tensors read from safetensors as bytes, one at a time, instead of mapped.
+
+A mapped file is counted as resident memory page by page as it is read, and a pass over all weights ends with all of
+them counted. A read tensor is a tensor, and gone when it is dropped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlab.errors import Broken
+from quantlab.formats import names
+
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+         "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+         "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+"""By the names in a safetensors header."""
+
+
+class Stored:
+    """The tensors of a folder under the model's own names.
+
+    Raises:
+        BadInput, Broken: as quantlab.weights.headers.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.headers: dict[str, dict[str, Any]] = names.headers(folder)
+        self._begins: dict[str, int] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.headers
+
+    def under(self, prefix: str) -> list[str]:
+        """Names that begin so."""
+        return [name for name in self.headers if name.startswith(prefix)]
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor of its own type on the CPU; some of its rows (a slice without a step) where asked."""
+        if name not in self.headers:
+            raise Broken("is missing.", place=name, cure="Fetch the model again.")
+        one = self.headers[name]
+        shape, (begin, end) = list(one["shape"]), one["data_offsets"]
+        if one["dtype"] not in TYPES:
+            raise Broken(f"has the type {one['dtype']}.", place=name, cure="Weights are 16- or 32-bit floats.")
+        if rows is not None:
+            first, last, _ = rows.indices(shape[0])
+            row = (end - begin) // shape[0]
+            shape[0], begin, end = last - first, begin + first * row, begin + last * row
+        if begin == end:
+            return torch.empty(shape, dtype=TYPES[one["dtype"]])
+        with (self.folder / one["file"]).open("rb") as stream:
+            stream.seek(self._begin(one["file"]) + begin)
+            data = bytearray(end - begin)
+            stream.readinto(data)
+        return torch.frombuffer(data, dtype=TYPES[one["dtype"]]).reshape(shape)
+
+    def _begin(self, file: str) -> int:
+        """Where the tensors of a file begin: after eight bytes of length and the header."""
+        if file not in self._begins:
+            with (self.folder / file).open("rb") as stream:
+                self._begins[file] = 8 + int.from_bytes(stream.read(8), "little")
+        return self._begins[file]
