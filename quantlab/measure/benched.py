@@ -18,7 +18,7 @@ from quantlab import host
 from quantlab.engines import Bencher, Timed
 from quantlab.errors import BadInput
 from quantlab.measure import Measured, Reporter
-from quantlab.measure.throughput import ordinary_tokens
+from quantlab.measure.doubts import ordinary_tokens
 from quantlab.records import Cell, MeasureJob, Number, Throughput
 
 STAGE = "throughput"
