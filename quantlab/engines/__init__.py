@@ -163,6 +163,11 @@ class Timed:
     """Median over the requests."""
     tpot_seconds: float | None = None
     """Median over the requests."""
+    ttft: tuple[float, float, float] | None = None
+    """50th, 90th and 99th percentile over the requests."""
+    tpot: tuple[float, float, float] | None = None
+    latency: tuple[float, float, float] | None = None
+    requests: int = 0
 
 
 @runtime_checkable

@@ -36,9 +36,11 @@ SDKS: dict[str, tuple[Sdk, ...]] = {
         Sdk("onnxruntime-genai-cuda", "0.18", "0.19"),
         Sdk("onnxruntime-genai-winml", "0.18", "0.19"),
     ),
+    "aiperf": (Sdk("aiperf", "0.13", "0.14"),),
 }
-"""Engine -> the packages of which it needs one. An engine that is not here needs none."""
-
+"""Engine or client -> the packages of which it needs one. An engine that is not here needs none."""
+CLIENTS = ("aiperf",)
+"""Load generators: programs in an environment of their own, like engines; nothing of quantlab runs in it."""
 
 MEASURING = ("lm-eval", "datasets", "transformers", "scipy", "pyarrow")
 """What measuring needs in an engine's Python beside the SDK: it goes through one session, so it happens there."""

@@ -24,6 +24,7 @@ import msgspec
 
 from quantlab import weights
 from quantlab.engines import Ability, Session, Timed, trtllm_run
+from quantlab.engines.serving import Server
 from quantlab.engines.trtllm_arguments import flow_of, parse_version
 from quantlab.engines.trtllm_sdk import engine_folder, room_of
 from quantlab.errors import Broken, Refused
@@ -120,6 +121,11 @@ class TrtllmEngine:
         """One cell through trtllm-bench; see trtllm_run.py."""
         flow = flow_of(artifact.checkpoint, config, _installed() or "")
         return trtllm_run.run(artifact, config, flow, cell, vocabulary, folder, seed)
+
+    def server(self, artifact: Artifact, config: EngineConfig, *, name: str, port: int, folder: Path) -> Server:
+        """As `Serving.server`. Its command has never run: it is held against the contract."""
+        flow = flow_of(artifact.checkpoint, config, _installed() or "")
+        return trtllm_run.server(artifact, config, flow, port, folder)
 
     @contextmanager
     def open(self, artifact: Artifact, config: EngineConfig) -> Iterator[Session]:

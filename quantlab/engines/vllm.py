@@ -23,6 +23,7 @@ import msgspec
 
 from quantlab import host as machine
 from quantlab.engines import Ability, Session
+from quantlab.engines.serving import Server
 from quantlab.errors import NoAccess, Refused
 from quantlab.formats.converted import Choice, Layout
 from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
@@ -101,6 +102,12 @@ class VllmEngine:
             yield session
         finally:
             session.close()
+
+    def server(self, artifact: Artifact, config: EngineConfig, *, name: str, port: int, folder: Path) -> Server:
+        """As `Serving.server`."""
+        from quantlab.engines.vllm_serve import server
+
+        return server(artifact, config, name=name, port=port, cpu=on_cpu())
 
 
 def installed() -> tuple[str, str] | None:
