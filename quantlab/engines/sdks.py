@@ -59,6 +59,14 @@ def present(engine: str, versions: Mapping[str, str]) -> tuple[Sdk, str] | None:
     return None
 
 
+def unfit(engine: str, package: str, version: str) -> str | None:
+    """Why this version of one of the engine's packages is not tried, as the beginning of a sentence; None if it is."""
+    known = [sdk for sdk in SDKS[engine] if sdk.package == package]
+    if any(fits(version, sdk.low, sdk.high) for sdk in known):
+        return None
+    return f"{package} {version} is here, and quantlab knows {' or '.join(map(str, known or SDKS[engine]))}."
+
+
 def fits(version: str, low: str, high: str) -> bool:
     """Is low <= version < high, number by number? "2.13.0+cpu" is 2.13.0; an empty `high` is open."""
     number = numbers(version)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import msgspec
 
 from quantlab import weights
-from quantlab.engines import Ability, Session, Timed, trtllm_run
+from quantlab.engines import Ability, Session, Timed, sdks, trtllm_run
 from quantlab.engines.serving import Server
 from quantlab.engines.trtllm_arguments import flow_of, parse_version
 from quantlab.engines.trtllm_sdk import engine_folder, room_of
@@ -33,8 +33,6 @@ from quantlab.formats.transformers4 import as_transformers4
 from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Gpu, Host
 
 PACKAGE = "tensorrt-llm"
-OLDEST = (1, 2)
-"""Oldest line whose interface was read."""
 ARCHITECTURES = ("LlamaForCausalLM", "MllamaForConditionalGeneration", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Of those its PyTorch flow lists, what quantlab can quantize."""
 GPUS: dict[str, tuple[str, ...]] = {
@@ -164,9 +162,9 @@ def _no_sdk() -> str | None:
             "TensorRT-LLM is not installed for this Python. `quantlab engines setup trtllm` makes its environment from "
             "environments/trtllm.txt (Python 3.12, Linux, OpenMPI), or name a container in engines.toml."
         )
-    if parse_version(version) < OLDEST:
-        return f"TensorRT-LLM {version} is older than 1.2, whose interface is used here. Install tensorrt-llm 1.2.1."
-    return None
+    parse_version(version)
+    why = sdks.unfit("trtllm", PACKAGE, version)
+    return f"{why} Install tensorrt-llm 1.2.1." if why else None
 
 
 def _no_model(checkpoint: Checkpoint) -> str | None:

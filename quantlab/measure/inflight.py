@@ -56,7 +56,7 @@ def knees(cells: Sequence[LoadCell]) -> tuple[Knee, ...]:
     """What each sweep of two loads or more says; invalid cells say nothing."""
     found = []
     for (isl, osl, mode), group in groupby(cells, key=lambda cell: (cell.isl, cell.osl, cell.mode)):
-        valid = [cell for cell in group if cell.valid and cell.tokens_per_second and cell.latency]
+        valid = [cell for cell in group if cell.valid and cell.tokens_per_second]
         if len(valid) < 2:
             continue
         points = [Point(cell.concurrency, _rate(cell), _latency(cell)) for cell in valid]
@@ -83,8 +83,8 @@ def _rate(cell: LoadCell) -> float:
 
 
 def _latency(cell: LoadCell) -> float:
-    assert cell.latency is not None
-    return cell.latency.p50
+    """Seconds of a request: its median, or what Little's law says where nobody kept them."""
+    return cell.latency.p50 if cell.latency else cell.concurrency * cell.osl / _rate(cell)
 
 
 def _cell(bench: Bench, grid: Grid, isl: int, osl: int, load: int, fallen: str) -> LoadCell:

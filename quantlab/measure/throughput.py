@@ -7,7 +7,7 @@ for both ("tokens/s") hides which of the two a precision helps, so TTFT and TPOT
     TTFT = seconds until every sequence has its first token          TPOT = (total - TTFT) / (OSL - 1)
 
 and decode is held against the roofline: (weights + KV cache) read a step, over TPOT and the memory's
-bandwidth.
+bandwidth; prefill against the operations it must do (roofline.py).
 
 What makes such numbers lie, and what is done (steady.py): the first run pays for allocation and compilation (warm-up,
 not counted, and so is a first counted run that is slower than those after it); one run is an anecdote (median of
@@ -33,6 +33,7 @@ from quantlab.measure import Bench, Measured
 from quantlab.measure.doubts import NO_MEMORY, Failed, falls_apart, generate, ordinary_tokens, require_possible
 from quantlab.measure.inflight import knees, load_cells
 from quantlab.measure.memory import bytes_per_step, peak_bytes, reset_peak
+from quantlab.measure.roofline import prefill_seconds
 from quantlab.measure.steady import Counted, Timed, counted, percentiles
 from quantlab.records import Cell, Grid, Number, Throughput
 
@@ -151,6 +152,7 @@ def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Ce
     )
     moved = bytes_per_step(bench.spec, isl + osl / 2, batch) if native else None
     bandwidth = bench.spec.bandwidth
+    least = prefill_seconds(bench.spec, isl, batch) if native else None
     return Cell(
         isl=isl,
         osl=osl,
@@ -163,6 +165,7 @@ def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Ce
         bandwidth_share=number([moved / (one * bandwidth) for one in tpot], "share")
         if tpot and moved and bandwidth
         else None,
+        compute_share=number([least / run.ttft for run in runs], "share") if least else None,
         ttft_percentiles=percentiles([first for run in runs for first in run.first]),
         tpot_percentiles=percentiles(each) if each else None,
         variation=found.variation,

@@ -29,6 +29,9 @@ class Cell(Result, frozen=True, kw_only=True):
     """Output tokens over the whole time, prefill included."""
     bandwidth_share: Number | None = None
     """Bytes that a decode step must read over what the memory could deliver; None where the bandwidth is unknown."""
+    compute_share: Number | None = None
+    """Time that a prefill's operations need at the GPU's dense peak over the time it took; None where that peak is not
+    known."""
     ttft_percentiles: Percentiles | None = None
     tpot_percentiles: Percentiles | None = None
     variation: float | None = None

@@ -195,6 +195,7 @@ def _speed(run: Run) -> str:
         "first token",
         "per token",
         "bandwidth, %",
+        "compute, %",
         "mJ a token",
         "remark",
     ]
@@ -206,6 +207,7 @@ def _speed(run: Run) -> str:
             figures.seconds(cell.ttft_seconds.value if cell.ttft_seconds else None),
             figures.seconds(cell.tpot_seconds.value if cell.tpot_seconds else None),
             figures.percent(cell.bandwidth_share.value if cell.bandwidth_share else None, 0),
+            figures.percent(cell.compute_share.value if cell.compute_share else None, 0),
             figures.three(1000 * cell.power.joules_per_token.value)
             if cell.power and cell.power.joules_per_token
             else figures.NOTHING,
