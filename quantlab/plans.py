@@ -236,7 +236,7 @@ def _kv(recipe: Recipe, shape: Shape | None, grid: Grid | None) -> tuple[int | N
         return None, []
     width = 1 if recipe.kv_cache == "fp8" else 2
     token = 2 * shape.layers * shape.kv_heads * shape.head_dim * width
-    isl, osl, batch = max(grid.isl), max(grid.osl), max(grid.batch)
+    isl, osl, batch = max(grid.isl), max(grid.osl), grid.widest
     total = token * (isl + osl) * batch
     line = (
         f"KV cache: 2 x {shape.layers} layers x {shape.kv_heads} heads x {shape.head_dim} x {width} bytes = "

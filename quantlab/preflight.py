@@ -171,7 +171,8 @@ def _cells(held: Footprint, grid: Grid | None, context: int | None, batches: tup
         length = context or 8192
         asked = [(length, length, batch) for batch in batches]
     else:
-        asked = [(isl + osl, isl, batch) for isl in grid.isl for osl in grid.osl for batch in grid.batch]
+        loads = sorted({*grid.batch, *grid.concurrency})
+        asked = [(isl + osl, isl, load) for isl in grid.isl for osl in grid.osl for load in loads]
     found = []
     for length, prompt, batch in asked:
         needed = held.needed(length, prompt, batch)

@@ -25,8 +25,8 @@ OLDEST = (3, 11)
 """First Python that quantlab runs under."""
 SECONDS = 60.0
 """Longest time to start; the first start from a network disk, or of a container, takes half of it."""
-WITH_SETUP = ("vllm", "trtllm", "ortgenai")
-"""Engines that `quantlab engines setup` knows."""
+WITH_SETUP = ("vllm", "trtllm", "ortgenai", *sdks.CLIENTS)
+"""Engines and clients that `quantlab engines setup` knows."""
 MARK = "quantlab-probe "
 _LOOK = f"""
 import sys
@@ -81,13 +81,14 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def standings() -> list[Standing]:
-    """All engines in the order of their table."""
-    return [standing(engine) for engine in ENGINES]
+    """All engines in the order of their table, then the load generators."""
+    return [standing(name) for name in (*ENGINES, *sdks.CLIENTS)]
 
 
 def standing(engine: str) -> Standing:
     """How `engine` stands on this machine. A wrong engines.toml is a standing, too: "does not start"."""
-    check(engine)
+    if engine not in sdks.CLIENTS:
+        check(engine)
     try:
         place = places.find(engine)
     except BadInput as error:
@@ -129,7 +130,8 @@ def judged(engine: str, place: Place, found: Look) -> Standing:
     if here and not sdks.fits(here[1], here[0].low, here[0].high):
         why = f"{version} is in {place}, and quantlab knows {here[0]}."
         return _standing(engine, place, "wrong version", version, why, cure, python)
-    if missing := [name for name in sdks.MEASURING if name not in found.versions]:
+    wanting = () if engine in sdks.CLIENTS else sdks.MEASURING
+    if missing := [name for name in wanting if name not in found.versions]:
         why = f"{', '.join(missing)} is not installed in {place}, and measuring needs it there."
         return _standing(engine, place, "ready", version, why, f"pip install {' '.join(missing)} there.", python)
     return _standing(engine, place, "ready", version, "", "", python)

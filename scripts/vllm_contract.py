@@ -35,8 +35,12 @@ METHODS = {
     "LLM.generate": "entrypoints/llm.py",
     "InprocClient.shutdown": "v1/engine/core_client.py",
     "LLMEngine.abort_request": "v1/engine/llm_engine.py",
+    "LLMEngine.add_request": "v1/engine/llm_engine.py",
+    "LLMEngine.step": "v1/engine/llm_engine.py",
 }
 """Method -> file: names of its parameters."""
+ENUMS = {"RequestOutputKind": "sampling_params.py"}
+"""Enumeration -> file: its members."""
 CHOICES = {
     "CacheDType": "config/cache.py",
     "LogprobsMode": "config/model.py",
@@ -53,6 +57,7 @@ def contract(root: Path) -> dict[str, object]:
         "attributes": {name: _attributes(_named(tree[file], name)) for name, file in ATTRIBUTES.items()},
         "parameters": {name: _parameters(_method(tree[file], name)) for name, file in METHODS.items()},
         "choices": {name: _values(_assigned(tree[file], name)) for name, file in CHOICES.items()},
+        "members": {name: _members(_named(tree[file], name)) for name, file in ENUMS.items()},
         "functions": {"cleanup_dist_env_and_memory": "vllm.distributed.parallel_state"},
         "environment": _variables(_assigned(tree["envs.py"], "environment_variables")),
         "modelopt_algorithms": _values(
@@ -67,7 +72,7 @@ def contract(root: Path) -> dict[str, object]:
 def _files() -> set[str]:
     more = ("envs.py", "model_executor/layers/quantization/modelopt.py", "model_executor/models/registry.py")
     # parallel_state.py is read only to be sure that the file is there.
-    tables = (CLASSES, ATTRIBUTES, METHODS, CHOICES)
+    tables = (CLASSES, ATTRIBUTES, METHODS, CHOICES, ENUMS)
     return {*more, "distributed/parallel_state.py", *(file for table in tables for file in table.values())}
 
 
@@ -84,6 +89,11 @@ def _fields(found: ast.ClassDef) -> list[str]:
     return [
         node.target.id for node in found.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     ]
+
+
+def _members(found: ast.ClassDef) -> list[str]:
+    targets = [target for node in found.body if isinstance(node, ast.Assign) for target in node.targets]
+    return [one.id for one in targets if isinstance(one, ast.Name)]
 
 
 def _attributes(found: ast.ClassDef) -> list[str]:

@@ -51,7 +51,7 @@ def fault(text: str | bytes, folder: Path, kind: str = "recipe", name: str = "mi
         ("recipes", {"bf16", "fp8", "int4_awq"}),
         ("sets", {"python-docs", "cnn_dailymail", "ultrachat", "wikitext"}),
         ("suites", {"quick", "smoke", "llama32", "real"}),
-        ("grids", {"quick", "rtx4090-slm", "h200-max"}),
+        ("grids", {"quick", "rtx4090-slm", "h200-max", "knee"}),
         ("policies", {"default", "strict"}),
     ],
 )

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from quantlab.engines import Ability, GenerateRequest, ScoreRequest, Session, engine, ortgenai
+from quantlab.engines import Ability, GenerateRequest, ScoreRequest, Session, engine, ortgenai, vllm
+from quantlab.engines.flowing import InFlight
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
@@ -23,10 +24,11 @@ ENGINES_HERE = [
     ("ortgenai", "bf16", "tiny_model"),
     ("ortgenai", "fp8", "tiny_fp8"),
     ("ortgenai", "int4_awq", "tiny_int4_awq"),
+    ("vllm", "bf16", "tiny_model"),
 ]
-ELSEWHERE = {"ortgenai": "not installed here: `make test-ortgenai` sets its environment up and runs this"}
-"""Engine -> why it may be skipped."""
-TOLERANCE = {"fake": 0.0, "torch": 1e-4, "trtllm": 1e-5, "ortgenai": 1e-4}
+HERE = {"ortgenai": lambda: ortgenai.installed(), "vllm": lambda: vllm.installed() if vllm.on_cpu() else None}
+"""Engine with an environment of its own -> whether this is one. CI leaves these out; the skip says how to run them."""
+TOLERANCE = {"fake": 0.0, "torch": 1e-4, "trtllm": 1e-5, "ortgenai": 1e-4, "vllm": 1e-4}
 """Largest change of a log-probability with the batch. FP8 turns the last bit of a sum into a whole step of its codes,
 so it is held to the mean instead (see `same`)."""
 RNG = np.random.default_rng(5)
@@ -45,8 +47,8 @@ def artifact(name: str, format_: str, folder: Path) -> Artifact:
 @pytest.fixture(params=ENGINES_HERE, ids=lambda case: f"{case[0]}-{case[1]}", scope="module")
 def opened(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, Session]]:
     name, format_, fixture = request.param
-    if name == "ortgenai" and ortgenai.installed() is None:
-        pytest.skip(ELSEWHERE[name])
+    if name in HERE and HERE[name]() is None:
+        pytest.skip(f"engine {name} (CPU build) is not in this Python: `make test-{name}` runs this in its own")
     made = artifact(name, format_, request.getfixturevalue(fixture))
     config = msgspec.structs.replace(EXACT, dtype="float32", max_length=128, token_budget=256)
     with engine(name).open(made, config) as session:
@@ -124,7 +126,9 @@ def test_duplicates_get_the_same_answer(opened: tuple[str, str, Session]) -> Non
 
 
 def test_sum_agrees_with_the_full_distribution(opened: tuple[str, str, Session]) -> None:
-    _, _, session = opened
+    name, _, session = opened
+    if Ability.FULL_LOGITS not in engine(name).abilities:
+        pytest.skip(f"engine {name} says that it hands out no distributions")
     asked = [ScoreRequest(r.context, r.continuation, full=i % 2 == 0) for i, r in enumerate(requests(6))]
     for request, score in zip(asked, session.logprobs(asked), strict=True):
         if not request.full:
@@ -205,3 +209,29 @@ def test_stop_strings_end_a_completion(opened: tuple[str, str, Session], tiny_mo
     assert stop not in tokenizer.decode(done.tokens[:-1])
     assert unstopped.tokens == whole
     assert done.seconds <= unstopped.seconds
+
+
+def test_requests_in_flight_get_the_tokens_they_would_get_alone(opened: tuple[str, str, Session]) -> None:
+    """One joins while others are decoding, one leaves before them; all are exact, and their times are in order."""
+    name, format_, session = opened
+    if Ability.IN_FLIGHT not in engine(name).abilities:
+        assert not isinstance(session, InFlight)
+        pytest.skip(f"engine {name} says that it serves static batches only")
+    assert isinstance(session, InFlight)
+    asked = [GenerateRequest(PROMPT[:n], m, ignore_eos=True) for n, m in ((30, 8), (3, 2), (17, 5))]
+    alone = [session.generate([request])[0].tokens for request in asked]
+    flow, done = session.flow(), []
+    for key, request in enumerate(asked):
+        flow.enter(key, request, streamed=key == 2)
+        done += flow.step()
+    for _ in range(20):
+        done += flow.step() if len(done) < 3 else []
+    assert sorted(one.key for one in done) == [0, 1, 2]
+    assert done[0].key == 1, "the shortest leaves first"
+    for one in done:
+        assert one.tokens == alone[one.key] or format_ == "fp8"
+        assert one.scheduled <= one.first <= one.last
+        assert len(one.arrivals) == (5 if one.key == 2 else len(one.arrivals))
+    flow.enter(3, asked[0], streamed=False)
+    flow.leave()
+    assert session.generate([asked[1]])[0].tokens == alone[1], "what was left behind is not answered"

@@ -136,3 +136,31 @@ def test_a_flag_of_another_name_makes_no_valid_cell(
     program.chmod(0o755)
     monkeypatch.setattr(trtllm_run, "program", lambda: str(program))
     assert not any(cell.valid for cell in measured(job)[0].cells)
+
+
+def test_a_sweep_keeps_that_many_requests_in_flight_and_finds_its_knee(job: MeasureJob, tmp_path: Path) -> None:
+    """In the stand-in every sequence makes 50 tokens a second, whatever the load, so there is no knee."""
+    grid = Grid(summary="", isl=(16,), osl=(8,), concurrency=(1, 2, 4), repeats=2)
+    found, _ = measured(msgspec.structs.replace(job, grid=grid))
+    assert found.cells == ()
+    assert [(cell.concurrency, cell.valid, cell.mode) for cell in found.load] == [
+        (1, True, "offline"),
+        (2, True, "offline"),
+        (4, True, "offline"),
+    ]
+    four = found.load[2]
+    assert four.source == "trtllm-bench throughput, in-flight batching"
+    assert four.tokens_per_second is not None
+    assert (four.tokens_per_second.value, four.tokens_per_second.n, four.requests) == (200.0, 2, 2 * 32)
+    assert four.ttft is not None
+    assert (four.ttft.p99, four.waiting) == (0.02, None), "trtllm-bench does not say who waited"
+    assert [given["--concurrency"] for _, given, _ in typed(tmp_path)] == ["1", "1", "2", "2", "4", "4"]
+    assert found.knees[0].concurrency is None
+
+
+def test_a_doubtful_load_is_invalid(job: MeasureJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_SAYS", json.dumps({"request_info.avg_num_concurrent_requests": 1.5}))
+    grid = Grid(summary="", isl=(16,), osl=(8,), concurrency=(4,), repeats=1)
+    (cell,) = measured(msgspec.structs.replace(job, grid=grid))[0].load
+    assert not cell.valid
+    assert "1.5 requests in flight on average, 4 were asked" in cell.reason

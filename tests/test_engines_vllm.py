@@ -230,6 +230,11 @@ def test_what_does_not_fit_is_halved_and_nothing_is_left_in_the_queue(opened: Op
         ("fields", "FlatLogprobs", "start_indices"),
         ("fields", "RequestStateStats", "first_token_ts"),
         ("fields", "RequestStateStats", "last_token_ts"),
+        ("fields", "RequestStateStats", "scheduled_ts"),
+        ("fields", "SamplingParams", "output_kind"),
+        ("members", "RequestOutputKind", "FINAL_ONLY"),
+        ("members", "RequestOutputKind", "CUMULATIVE"),
+        ("attributes", "RequestOutput", "request_id"),
         ("fields", "CompletionOutput", "finish_reason"),
         ("fields", "ModelConfig", "max_model_len"),
         ("attributes", "RequestOutput", "prompt_logprobs"),
@@ -252,6 +257,10 @@ def _use(opening: AbstractContextManager[VllmSession]) -> None:
     with opening as session:
         session.generate([GenerateRequest(PROMPT, 3, ignore_eos=True)])
         session.logprobs([ScoreRequest(PROMPT[:5], PROMPT[5:])])
+        flow = session.flow()
+        flow.enter(0, GenerateRequest(PROMPT, 1, ignore_eos=True), streamed=True)
+        assert flow.step()[0].key == 0
+        flow.leave()
 
 
 def test_the_contract_itself_is_enough(opened: Open) -> None:
@@ -392,3 +401,24 @@ def test_fidelity_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path) -> N
     assert walk.fidelity is None
     assert "no fidelity" in walk.notes[0]
     assert "no fidelity" in seen.said[0]
+
+
+def test_requests_join_and_leave_a_running_batch_and_only_some_are_streamed(opened: Open) -> None:
+    made = Standin()
+    with opened(made) as session:
+        alone = session.generate([GenerateRequest(PROMPT, 4, ignore_eos=True)])[0].tokens
+        flow = session.flow()
+        flow.enter(7, GenerateRequest(PROMPT, 4, ignore_eos=True), streamed=True)
+        assert flow.step() == []
+        flow.enter(8, GenerateRequest(PROMPT, 2, ignore_eos=True), streamed=False)
+        assert [done.key for done in (*flow.step(), *flow.step(), *flow.step())] == [8, 7]
+        flow.enter(9, GenerateRequest(PROMPT, 4, ignore_eos=True), streamed=True)
+        flow.enter(10, GenerateRequest(PROMPT, 3, ignore_eos=True), streamed=True)
+        (short,) = [*flow.step(), *flow.step(), *flow.step()]
+        assert (short.key, len(short.arrivals), list(short.arrivals)) == (10, 3, sorted(short.arrivals))
+        assert short.tokens == alone[:3]
+        flow.leave()
+        assert not made.queue, "what is left behind would be answered by the next call"
+        assert made.most == 2
+        with pytest.raises(BadInput):
+            flow.enter(11, GenerateRequest(PROMPT, 0), streamed=False)

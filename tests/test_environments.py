@@ -67,7 +67,7 @@ def test_every_environment_has_its_file_and_its_file_what_measuring_needs() -> N
             if line and not line.startswith("#"):
                 found = Requirement(line)
                 pins[re.sub(r"[-_.]+", "-", found.name).lower()] = found.specifier
-        assert set(environments.MEASURING) <= set(pins), name
+        assert not recipe.measures or set(environments.MEASURING) <= set(pins), name
         assert recipe.packages[0] in pins
         assert recipe.engine in sdks.SDKS
         sdk = next(sdk for sdk in sdks.SDKS[recipe.engine] if sdk.package == recipe.packages[0])

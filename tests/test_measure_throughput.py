@@ -13,9 +13,14 @@ import pytest
 from quantlab.engines import Completion, GenerateRequest
 from quantlab.errors import BadInput
 from quantlab.measure.memory import bytes_per_step
+from quantlab.measure.roofline import prefill_seconds
 from quantlab.measure.throughput import throughput
-from quantlab.records import EngineConfig, Grid, Throughput
+from quantlab.pipeline.station import Station
+from quantlab.records import EngineConfig, Gpu, Grid, Host, Throughput
 from tests.measure_bench import PlainSession, bench, job, tiny_folder, with_spec
+
+PEAKS = {"bf16": (1978e12, 1978e12), "int4_awq": (1978e12, 1978e12), "fp8": (3956e12, 1978e12), "nvfp4": None}
+"""Format -> operations a second of two H100: INT4 multiplies in 16 bit, and there is no FP4."""
 
 
 class Clockwork(PlainSession):
@@ -185,3 +190,31 @@ def test_a_batch_that_does_not_fit_is_halved_and_both_stay_in_the_record(tmp_pat
     grid = msgspec.structs.replace(grid, batch=(4, 8))
     cells = measure(tmp_path, Small(tiny_folder()), grid=grid).cells
     assert [cell.batch for cell in cells] == [4, 2, 8], "what the grid has anyway is not measured twice"
+
+
+def test_the_least_time_of_a_prefill_by_hand(tmp_path: Path) -> None:
+    """2 layers of 64: q and o 64 x 64, k and v 64 x 32, three of 64 x 128; four heads of 16; a head of 512 words."""
+    spec = msgspec.structs.replace(job(tmp_path), compute=(1e9, 1e8))
+    linear = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    slow = 2 * 2 * 10**2 * 64 + 2 * 64 * 512
+    assert prefill_seconds(spec, 10, 3) == pytest.approx(3 * (2 * linear * 10 / 1e9 + slow / 1e8))
+    assert prefill_seconds(msgspec.structs.replace(spec, compute=None), 10, 3) is None
+    (cell, _) = measure(tmp_path, Clockwork(tiny_folder()), compute=(1e9, 1e8)).cells
+    least = prefill_seconds(spec, 8, 1)
+    assert cell.compute_share is not None
+    assert least is not None
+    assert cell.compute_share.value == pytest.approx(least / 0.5)
+    assert measure(tmp_path, Clockwork(tiny_folder())).cells[0].compute_share is None, "not guessed"
+    emulated = measure(tmp_path, Clockwork(tiny_folder()), "emulated", compute=(1e9, 1e8))
+    assert emulated.cells[0].compute_share is None
+
+
+def test_the_peak_is_that_of_the_products(tmp_path: Path) -> None:
+    h100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, compute_capability="9.0")
+    host = Host(system="test", python="3.11", cpu="test", cores=2, memory_bytes=2**33, gpus=(h100,))
+    station, config, made = Station("fake", host), EngineConfig(tensor_parallel=2), job(tmp_path).artifact.checkpoint
+    peaks = {form: station.compute(config, msgspec.structs.replace(made, format=form)) for form in PEAKS}
+    assert peaks == PEAKS
+    assert station.compute(EngineConfig(device="cpu"), made) is None
+    strange = msgspec.structs.replace(host, gpus=(msgspec.structs.replace(h100, name="Some GPU"),))
+    assert Station("fake", strange).compute(config, made) is None

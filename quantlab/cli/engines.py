@@ -38,7 +38,8 @@ def _print(each: Any) -> None:
     state = click.style(f"{each.state:<15}", fg=COLOURS[each.state])
     click.echo(f"{each.engine:<9} {state} {each.version or '-':<28} {each.place}")
     named = "" if each.source == "this Python" else f"; named by {each.source}"
-    click.echo(f"{'':<25} {', '.join(each.abilities)}{named}")
+    able = ", ".join(each.abilities) or "loads a server"
+    click.echo(f"{'':<25} {able}{named}")
     if each.why:
         click.echo(f"{'':<25} {each.why}")
         click.echo(f"{'':<25} -> {each.cure}")
@@ -51,7 +52,7 @@ def _print(each: Any) -> None:
 @click.option("--again", is_flag=True, help="Make it anew even if it is ready.")
 @click.option("--dry-run", is_flag=True, help="Show the commands; run nothing.")
 def setup(name: str, into: Path | None, python: str | None, again: bool, dry_run: bool) -> None:
-    """Make the environment NAME (vllm, vllm-cpu, trtllm, ortgenai) from quantlab's constraint file for it.
+    """Make the environment NAME (vllm, vllm-cpu, trtllm, ortgenai, aiperf) from quantlab's constraint file for it.
 
     uv is used where it is installed, otherwise venv and pip. An environment that is ready is left as it is.
     """

@@ -42,6 +42,8 @@ class Ability(enum.Flag):
     FULL_LOGITS = enum.auto()
     IMAGES = enum.auto()
     TIMINGS = enum.auto()
+    IN_FLIGHT = enum.auto()
+    """Requests may join and leave a running batch: quantlab/engines/flowing.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,11 @@ class Timed:
     """Median over the requests."""
     tpot_seconds: float | None = None
     """Median over the requests."""
+    ttft: tuple[float, float, float] | None = None
+    """50th, 90th and 99th percentile over the requests."""
+    tpot: tuple[float, float, float] | None = None
+    latency: tuple[float, float, float] | None = None
+    requests: int = 0
 
 
 @runtime_checkable
@@ -224,6 +231,12 @@ def require_fits(
             f"token {low if low < 0 else high} is outside the vocabulary of {vocabulary}.",
             cure="Encode the text with the tokenizer of this checkpoint.",
         )
+
+
+def require_length(request: GenerateRequest) -> None:
+    """Raises: BadInput: a request for no token."""
+    if request.max_tokens < 1:
+        raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
 
 
 def check(name: str) -> str:

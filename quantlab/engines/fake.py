@@ -25,13 +25,25 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantlab.engines import Ability, Completion, GenerateRequest, Score, ScoreRequest, Session, require_fits
+from quantlab.engines import (
+    Ability,
+    Completion,
+    GenerateRequest,
+    Score,
+    ScoreRequest,
+    Session,
+    require_fits,
+    require_length,
+)
+from quantlab.engines.fake_flow import FakeFlow
 from quantlab.errors import BadInput
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
 
 DAMAGE = {"bf16": 0.0, "fp8": 0.2, "int4_awq": 0.5, "int4": 0.9}
 """Standard deviation, in nats, of the noise a format adds to a logit; formats not listed do the damage of int4."""
 _TASTE, _AGAIN, _TOO_OFTEN = 0.5, 8.0, -8.0
+_PLACES = 64
+"""Sequences in flight, where `max_batch` does not say otherwise."""
 _DEFAULT_VOCABULARY, _DEFAULT_LENGTH = 512, 2048
 
 
@@ -39,7 +51,7 @@ class FakeEngine:
     """Hashes instead of weights."""
 
     name = "fake"
-    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.FULL_LOGITS | Ability.TIMINGS
+    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.FULL_LOGITS | Ability.TIMINGS | Ability.IN_FLIGHT
 
     def version(self) -> str:
         return "1"
@@ -82,6 +94,7 @@ class FakeSession:
         self.max_length = own if config.max_length is None else min(own, config.max_length)
         self._damage = DAMAGE.get(artifact.checkpoint.format, DAMAGE["int4"])
         self._frequency = -np.log(np.arange(self.vocabulary) + 100.0)
+        self._places = config.max_batch or _PLACES
         self._taste = lru_cache(maxsize=4096)(self._taste_of)
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[Score]:
@@ -91,11 +104,12 @@ class FakeSession:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         for request in requests:
-            if request.max_tokens < 1:
-                raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
-            self._check(request.prompt, len(request.prompt) + request.max_tokens)
+            self._require(request)
         began = time.perf_counter()
         return [self._complete(request, began) for request in requests]
+
+    def flow(self) -> FakeFlow:
+        return FakeFlow(lambda tokens: int(self._distribution(tokens).argmax()), self._require, self._places)
 
     def _score(self, request: ScoreRequest) -> Score:
         tokens = (*request.context, *request.continuation)
@@ -138,6 +152,10 @@ class FakeSession:
     def _stops(self, stop: tuple[str, ...], made: list[int]) -> bool:
         text = _tokenizer(self._folder).decode(made)
         return any(word in text for word in stop)
+
+    def _require(self, request: GenerateRequest) -> None:
+        require_length(request)
+        self._check(request.prompt, len(request.prompt) + request.max_tokens)
 
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
         require_fits(prompt, length, more, longest=self.max_length, vocabulary=self.vocabulary)

@@ -24,20 +24,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantlab import host as machine
-from quantlab.engines import Ability, Session
+from quantlab.engines import Ability, Session, sdks
 from quantlab.errors import BadInput, Broken, NoAccess, Refused
 from quantlab.formats.onnx_model import PROTOCOL, damage, known, placeless, write
 from quantlab.records import Artifact, Checkpoint, EngineConfig, Host, OnnxJob, Provider
 
-PACKAGES: dict[str, Provider] = {
+PROVIDERS: dict[str, Provider] = {
     "onnxruntime-genai-cuda": "cuda",
     "onnxruntime-genai-winml": "dml",
     "onnxruntime-genai-directml": "dml",
     "onnxruntime-genai": "cpu",
 }
 """Package -> what `--device auto` means with it."""
-FIRST, LAST = (0, 18), (0, 18)
-"""Versions whose configuration and operators are known to fit."""
 FORMATS = ("bf16", "fp8", "int4_awq", "int4")
 ARCHITECTURE = "LlamaForCausalLM"
 DTYPE: dict[Provider, Literal["float32", "float16"]] = {
@@ -129,7 +127,7 @@ class OrtGenaiEngine:
 
 def installed() -> tuple[str, str] | None:
     """(package, version) of the SDK in this Python, from its metadata."""
-    return next(iter(machine.versions(PACKAGES).items()), None)
+    return next(iter(machine.versions(PROVIDERS).items()), None)
 
 
 def provider_of(device: str) -> Provider:
@@ -139,7 +137,7 @@ def provider_of(device: str) -> Provider:
     """
     word = device.partition(":")[0]
     if word == "auto":
-        return PACKAGES[(installed() or ("onnxruntime-genai", ""))[0]]
+        return PROVIDERS[(installed() or ("onnxruntime-genai", ""))[0]]
     if word not in DTYPE or (device != word and not re.fullmatch(r"cuda:\d+", device)):
         raise BadInput(f"no device {device!r} in engine ortgenai.", cure="auto, cpu, cuda, cuda:1, dml, trt-rtx.")
     return word
@@ -180,11 +178,8 @@ def _said(job: OnnxJob, checkpoint: Checkpoint) -> str:
 def _package(found: tuple[str, str] | None) -> str | None:
     if found is None:
         return f"ONNX Runtime GenAI is not installed in this Python. {INSTALL}"
-    package, version = found
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or not FIRST <= (int(numbers[1]), int(numbers[2])) <= LAST:
-        return f"{package} {version} is here, and quantlab knows {FIRST[0]}.{FIRST[1]}. {INSTALL}"
-    return None
+    why = sdks.unfit("ortgenai", *found)
+    return f"{why} {INSTALL}" if why else None
 
 
 def _model(checkpoint: Checkpoint) -> str | None:

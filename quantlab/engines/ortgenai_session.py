@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from quantlab import host
-from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
+from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits, require_length
 from quantlab.engines.growing import Row
 from quantlab.engines.ortgenai_scoring import score
 from quantlab.errors import BadInput, Broken, Refused
@@ -60,8 +60,7 @@ class OrtGenaiSession:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         for request in requests:
-            if request.max_tokens < 1:
-                raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
+            require_length(request)
             self._check(request.prompt, len(request.prompt) + request.max_tokens)
         began = time.perf_counter()
         rows = [Row(request) for request in requests]

@@ -36,9 +36,11 @@ SDKS: dict[str, tuple[Sdk, ...]] = {
         Sdk("onnxruntime-genai-cuda", "0.18", "0.19"),
         Sdk("onnxruntime-genai-winml", "0.18", "0.19"),
     ),
+    "aiperf": (Sdk("aiperf", "0.13", "0.14"),),
 }
-"""Engine -> the packages of which it needs one. An engine that is not here needs none."""
-
+"""Engine or client -> the packages of which it needs one. An engine that is not here needs none."""
+CLIENTS = ("aiperf",)
+"""Load generators: programs in an environment of their own, like engines; nothing of quantlab runs in it."""
 
 MEASURING = ("lm-eval", "datasets", "transformers", "scipy", "pyarrow")
 """What measuring needs in an engine's Python beside the SDK: it goes through one session, so it happens there."""
@@ -55,6 +57,14 @@ def present(engine: str, versions: Mapping[str, str]) -> tuple[Sdk, str] | None:
         if sdk.package in versions:
             return sdk, versions[sdk.package]
     return None
+
+
+def unfit(engine: str, package: str, version: str) -> str | None:
+    """Why this version of one of the engine's packages is not tried, as the beginning of a sentence; None if it is."""
+    known = [sdk for sdk in SDKS[engine] if sdk.package == package]
+    if any(fits(version, sdk.low, sdk.high) for sdk in known):
+        return None
+    return f"{package} {version} is here, and quantlab knows {' or '.join(map(str, known or SDKS[engine]))}."
 
 
 def fits(version: str, low: str, high: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlab.engines import Completion, GenerateRequest, Image, Score, ScoreRequest, require_fits
+from quantlab.engines import Completion, GenerateRequest, Image, Score, ScoreRequest, require_fits, require_length
 from quantlab.engines.torch import FP8_CAPABILITY
 from quantlab.engines.torch_generating import Generator
 from quantlab.engines.torch_scoring import Scorer
@@ -50,8 +50,7 @@ class TorchSession:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         for request in requests:
-            if request.max_tokens < 1:
-                raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
+            require_length(request)
             self._check(request.prompt, len(request.prompt) + request.max_tokens)
             self._check_images(request.images)
         with _memory(self.device):

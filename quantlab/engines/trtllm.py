@@ -23,7 +23,8 @@ from typing import Any, Literal
 import msgspec
 
 from quantlab import weights
-from quantlab.engines import Ability, Session, Timed, trtllm_run
+from quantlab.engines import Ability, Session, Timed, sdks, trtllm_run
+from quantlab.engines.serving import Server
 from quantlab.engines.trtllm_arguments import flow_of, parse_version
 from quantlab.engines.trtllm_sdk import engine_folder, room_of
 from quantlab.errors import Broken, Refused
@@ -32,8 +33,6 @@ from quantlab.formats.transformers4 import as_transformers4
 from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Gpu, Host
 
 PACKAGE = "tensorrt-llm"
-OLDEST = (1, 2)
-"""Oldest line whose interface was read."""
 ARCHITECTURES = ("LlamaForCausalLM", "MllamaForConditionalGeneration", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Of those its PyTorch flow lists, what quantlab can quantize."""
 GPUS: dict[str, tuple[str, ...]] = {
@@ -121,6 +120,11 @@ class TrtllmEngine:
         flow = flow_of(artifact.checkpoint, config, _installed() or "")
         return trtllm_run.run(artifact, config, flow, cell, vocabulary, folder, seed)
 
+    def server(self, artifact: Artifact, config: EngineConfig, *, name: str, port: int, folder: Path) -> Server:
+        """As `Serving.server`. Its command has never run: it is held against the contract."""
+        flow = flow_of(artifact.checkpoint, config, _installed() or "")
+        return trtllm_run.server(artifact, config, flow, port, folder)
+
     @contextmanager
     def open(self, artifact: Artifact, config: EngineConfig) -> Iterator[Session]:
         """Raises: Refused (a device that is no GPU of its own, another version than it was built with)."""
@@ -158,9 +162,9 @@ def _no_sdk() -> str | None:
             "TensorRT-LLM is not installed for this Python. `quantlab engines setup trtllm` makes its environment from "
             "environments/trtllm.txt (Python 3.12, Linux, OpenMPI), or name a container in engines.toml."
         )
-    if parse_version(version) < OLDEST:
-        return f"TensorRT-LLM {version} is older than 1.2, whose interface is used here. Install tensorrt-llm 1.2.1."
-    return None
+    parse_version(version)
+    why = sdks.unfit("trtllm", PACKAGE, version)
+    return f"{why} Install tensorrt-llm 1.2.1." if why else None
 
 
 def _no_model(checkpoint: Checkpoint) -> str | None:

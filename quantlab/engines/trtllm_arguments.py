@@ -137,7 +137,7 @@ def sized(config: EngineConfig, grid: Grid) -> EngineConfig:
     """`config` made for the throughput grid: its largest batch, and room for its longest cell."""
     longest = max(grid.isl) + max(grid.osl)
     length = config.max_length if config.max_length is None else max(config.max_length, longest)
-    return msgspec.structs.replace(config, max_batch=config.max_batch or max(grid.batch), max_length=length)
+    return msgspec.structs.replace(config, max_batch=config.max_batch or grid.widest, max_length=length)
 
 
 def build_arguments(model: str, config: EngineConfig, limits: Limits) -> dict[str, Any]:

@@ -18,15 +18,16 @@ from typing import Literal
 
 from quantlab import disk
 from quantlab.engines import Timed
+from quantlab.engines.serving import LOCAL, Server
 from quantlab.engines.trtllm_arguments import Flow
 from quantlab.engines.trtllm_bench import (
     Load,
     Model,
-    Report,
     doubts,
     latency_command,
     options,
     read_report,
+    serve_command,
     throughput_command,
     write_dataset,
 )
@@ -42,8 +43,12 @@ LEAST = 10
 
 def program() -> str | None:
     """Beside this Python, where pip puts it; or on the PATH."""
-    beside = Path(sys.executable).parent / PROGRAM
-    return str(beside) if beside.is_file() else shutil.which(PROGRAM)
+    return _beside(PROGRAM)
+
+
+def _beside(name: str) -> str | None:
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.is_file() else shutil.which(name)
 
 
 def source(batch: int) -> str:
@@ -81,6 +86,17 @@ def run(
     return _timed(command, load, artifact, flow, files["report"])
 
 
+def server(artifact: Artifact, config: EngineConfig, flow: Flow, port: int, folder: Path) -> Server:
+    """`trtllm-serve` on what the scores are taken from. 1.2 has no flag for the model's name: it is the folder's."""
+    room = room_of(artifact, config)
+    engine = engine_folder(artifact, config, room) if flow == "engine" else None
+    model = Model(artifact.checkpoint.recipe, Path(artifact.path), flow, engine)
+    file = folder / "serve.yaml"
+    disk.write(file, json.dumps(options(flow, artifact.checkpoint)).encode())
+    words = serve_command(model, config, room, file, host=LOCAL, port=port)
+    return Server((_beside(words[0]) or words[0], *words[1:]), {}, (engine or model.folder).name)
+
+
 def _timed(command: list[str], load: Load, artifact: Artifact, flow: Flow, report: Path) -> Timed | str:
     report.unlink(missing_ok=True)
     print(f"$ {' '.join(command)}", flush=True)
@@ -90,9 +106,22 @@ def _timed(command: list[str], load: Load, artifact: Artifact, flow: Flow, repor
         return f"{PROGRAM} ended with exit code {done.returncode} and {'a' if report.is_file() else 'no'} report"
     read = read_report(report.read_bytes(), artifact.checkpoint, flow)
     return doubts(read, load) or Timed(
-        read.tokens_per_second, _median(read, read.ttft_seconds), _median(read, read.tpot_seconds)
+        read.tokens_per_second,
+        _median(read.ttft_seconds),
+        _median(read.tpot_seconds),
+        ttft=_three(read.ttft_seconds),
+        tpot=_three(read.tpot_seconds),
+        latency=_three(read.request_seconds),
+        requests=read.requests,
     )
 
 
-def _median(report: Report, found: Mapping[str, float] | None) -> float | None:
+def _median(found: Mapping[str, float] | None) -> float | None:
     return found.get("p50") if found else None
+
+
+def _three(found: Mapping[str, float] | None) -> tuple[float, float, float] | None:
+    """The percentiles of a record, where the report has all of them."""
+    if found is None or not {"p50", "p90", "p99"} <= found.keys():
+        return None
+    return found["p50"], found["p90"], found["p99"]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab import weights
-from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
+from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits, require_length
 from quantlab.engines.trtllm_arguments import Flow, generating_arguments, scoring_arguments
 from quantlab.engines.trtllm_sdk import opened, room_of, sampling
 from quantlab.errors import BadInput, Broken
@@ -70,9 +70,7 @@ class TrtllmSession:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         for request in requests:
-            if request.max_tokens < 1:
-                raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
-            self._check(request.prompt, len(request.prompt) + request.max_tokens)
+            self._require(request)
         if not requests:
             return []
         first = self._first_token_seconds(requests)
@@ -160,6 +158,10 @@ class TrtllmSession:
     def _stops(self, request: GenerateRequest, tokens: list[int]) -> bool:
         text = _decoder(self._folder)(tokens)
         return any(word in text for word in request.stop)
+
+    def _require(self, request: GenerateRequest) -> None:
+        require_length(request)
+        self._check(request.prompt, len(request.prompt) + request.max_tokens)
 
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
         require_fits(prompt, length, more, longest=self.max_length, vocabulary=self._vocabulary)

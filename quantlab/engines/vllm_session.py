@@ -27,7 +27,9 @@ from typing import Any
 import numpy as np
 
 from quantlab import host
-from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits
+from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits, require_length
+from quantlab.engines.vllm_flow import VllmFlow
+from quantlab.engines.vllm_ties import let_tied_heads_load
 from quantlab.errors import BadInput, Broken, Refused
 from quantlab.records import Artifact, EngineConfig
 
@@ -130,7 +132,7 @@ class VllmSession:
         os.environ.update(environment(config, cpu=cpu))
         sdk: Any = import_module("vllm")
         if artifact.checkpoint.format.startswith("fp8") and shape.get("tie_word_embeddings"):
-            _let_tied_heads_load()
+            let_tied_heads_load()
         self._params = sdk.SamplingParams
         self._llm = sdk.LLM(**arguments(artifact, config, shape, cpu=cpu))
         self._vocabulary = int(shape["vocab_size"])
@@ -143,9 +145,7 @@ class VllmSession:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         for request in requests:
-            if request.max_tokens < 1:
-                raise BadInput(f"max_tokens is {request.max_tokens}.", cure="Ask for one token or more.")
-            self._check(request.prompt, len(request.prompt) + request.max_tokens)
+            self._require(request)
         if not requests:
             return []
         prompts = [request.prompt for request in requests]
@@ -172,6 +172,9 @@ class VllmSession:
             for tokens, output in zip(some, self._run(some, [params] * len(some)), strict=True):
                 answers[tokens] = _read(tokens, output.prompt_logprobs)
         return [_score(request, answers) for request in requests]
+
+    def flow(self) -> VllmFlow:
+        return VllmFlow(self._llm.llm_engine, self._params, self._require, self._forget)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -217,27 +220,12 @@ class VllmSession:
         self._run(prompts, [params] * len(prompts))
         return time.monotonic() - began
 
+    def _require(self, request: GenerateRequest) -> None:
+        require_length(request)
+        self._check(request.prompt, len(request.prompt) + request.max_tokens)
+
     def _check(self, prompt: tuple[int, ...], length: int, more: tuple[int, ...] = ()) -> None:
         require_fits(prompt, length, more, longest=self.max_length, vocabulary=self._vocabulary)
-
-
-def _let_tied_heads_load() -> None:
-    """Tie a 16-bit output head to the embedding in ModelOpt's FP8 exports.
-
-    vLLM 0.24 gives a head that ModelOpt excludes an UnquantizedLinearMethod, which cannot be tied: Llama 3.2 1B and 3B
-    end in NotImplementedError (seen on an H100). Sharing the parameter is all that its method for embeddings does too,
-    and changes no number. A vLLM that brings its own is left alone.
-    """
-    method: Any = import_module("vllm.model_executor.layers.linear").UnquantizedLinearMethod
-    base: Any = import_module("vllm.model_executor.layers.quantization.base_config").QuantizeMethodBase
-    if method.tie_weights is not base.tie_weights:
-        return
-
-    def tie_weights(self: Any, layer: Any, embed_tokens: Any) -> Any:
-        layer.weight = embed_tokens.weight
-        return layer
-
-    method.tie_weights = tie_weights
 
 
 def _stamps(metrics: Any, began: float) -> tuple[float, float] | None:

@@ -20,7 +20,9 @@ thing scored is the thing timed, whichever SDK is behind it.
     items       lm-eval's samples -> one row an item
     estimates   a mean with its uncertainty
     accuracy    a suite on one session -> scores and the item table
-    throughput  a grid on one session
+    throughput  a grid on one session: static batches
+    inflight    and requests in flight, each that ends followed by the next (loop)
+    doubts      when a cell is not to be believed
 """
 
 from __future__ import annotations

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from quantlab import host
 from quantlab.engines import Bencher, Timed
 from quantlab.errors import BadInput
 from quantlab.measure import Measured, Reporter
-from quantlab.measure.throughput import ordinary_tokens
-from quantlab.records import Cell, MeasureJob, Number, Throughput
+from quantlab.measure.doubts import ordinary_tokens
+from quantlab.measure.inflight import knees
+from quantlab.records import Cell, LoadCell, MeasureJob, Number, Percentiles, Throughput
 
 STAGE = "throughput"
 
@@ -52,6 +57,7 @@ def throughput(engine: Bencher, spec: MeasureJob, tokenizer: Any, reporter: Repo
         runs = _runs(engine, spec, shape, vocabulary, folder)
         cells.append(_failed(shape, runs) if isinstance(runs, str) else _cell(spec, shape, runs))
     reporter.progress(STAGE, len(shapes), len(shapes), "")
+    load = tuple(_loads(engine, spec, vocabulary, folder, reporter))
     record = Throughput(
         grid=spec.grid_name,
         cells=tuple(cells),
@@ -59,8 +65,46 @@ def throughput(engine: Bencher, spec: MeasureJob, tokenizer: Any, reporter: Repo
         device=_device(spec),
         seconds=round(time.monotonic() - started, 3),
         source="; ".join(dict.fromkeys(engine.bench_source(batch) for _, _, batch in shapes)),
+        load=load,
+        knees=knees(load),
     )
     return record, {}
+
+
+def _loads(
+    engine: Bencher, spec: MeasureJob, vocabulary: list[int], folder: Path, reporter: Reporter
+) -> Iterator[LoadCell]:
+    """The sweep over requests in flight. The tool says how many were, and not how many of them waited."""
+    assert spec.grid is not None
+    shapes = list(product(spec.grid.isl, spec.grid.osl, spec.grid.concurrency))
+    for place, (isl, osl, load) in enumerate(shapes):
+        reporter.progress(STAGE, place, len(shapes), f"{isl} in, {osl} out, {load} in flight")
+        runs = _runs(engine, spec, (isl, osl, load), vocabulary, folder)
+        at = LoadCell(isl=isl, osl=osl, concurrency=load, mode="offline", source=engine.bench_source(load))
+        if isinstance(runs, str):
+            yield msgspec.structs.replace(at, valid=False, reason=runs)
+        else:
+            yield _load_cell(at, runs, spec)
+
+
+def _load_cell(at: LoadCell, runs: list[Timed], spec: MeasureJob) -> LoadCell:
+    """Percentiles are those of the middle run: over runs they cannot be merged."""
+    rates = [run.tokens_per_second for run in runs]
+    middle = sorted(runs, key=lambda run: run.tokens_per_second)[len(runs) // 2]
+    ttft, tpot, latency = (
+        None if three is None else Percentiles(p50=three[0], p90=three[1], p99=three[2])
+        for three in (middle.ttft, middle.tpot, middle.latency)
+    )
+    return msgspec.structs.replace(
+        at,
+        requests=sum(run.requests for run in runs),
+        tokens_per_second=_number(spec, rates, "tokens/s"),
+        requests_per_second=_number(spec, [rate / at.osl for rate in rates], "requests/s"),
+        ttft=ttft,
+        tpot=tpot,
+        latency=latency,
+        variation=statistics.stdev(rates) / statistics.mean(rates) if len(rates) > 1 else None,
+    )
 
 
 def _device(spec: MeasureJob) -> str:
@@ -90,23 +134,7 @@ def _failed(shape: tuple[int, int, int], reason: str) -> Cell:
 
 
 def _cell(spec: MeasureJob, shape: tuple[int, int, int], runs: list[Timed]) -> Cell:
-    provenance: Literal["measured", "emulated"] = "measured" if spec.artifact.numerics == "native" else "emulated"
-
-    def number(values: list[float | None], unit: str, better: Literal["higher", "lower"] = "higher") -> Number | None:
-        known = [value for value in values if value is not None]
-        if len(known) < len(values):
-            return None
-        return Number(
-            value=statistics.median(known),
-            unit=unit,
-            n=len(known),
-            low=min(known),
-            high=max(known),
-            better=better,
-            provenance=provenance,
-        )
-
-    isl, osl, batch = shape
+    number, (isl, osl, batch) = partial(_number, spec), shape
     return Cell(
         isl=isl,
         osl=osl,
@@ -114,4 +142,22 @@ def _cell(spec: MeasureJob, shape: tuple[int, int, int], runs: list[Timed]) -> C
         ttft_seconds=number([run.ttft_seconds for run in runs], "seconds", "lower"),
         tpot_seconds=number([run.tpot_seconds for run in runs], "seconds", "lower"),
         tokens_per_second=number([run.tokens_per_second for run in runs], "tokens/s"),
+    )
+
+
+def _number(
+    spec: MeasureJob, values: Sequence[float | None], unit: str, better: Literal["higher", "lower"] = "higher"
+) -> Number | None:
+    """The median of the runs with its spread; None where a run did not tell."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return Number(
+        value=statistics.median(known),
+        unit=unit,
+        n=len(known),
+        low=min(known),
+        high=max(known),
+        better=better,
+        provenance="measured" if spec.artifact.numerics == "native" else "emulated",
     )

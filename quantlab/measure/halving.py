@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, Session
 from quantlab.errors import Refused
-from quantlab.measure.throughput import PHRASES
+from quantlab.measure.doubts import PHRASES
 
 Request = TypeVar("Request", GenerateRequest, ScoreRequest)
 

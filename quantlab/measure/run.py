@@ -24,7 +24,8 @@ from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured, Reporter
 from quantlab.measure.benched import is_benched, throughput
 from quantlab.measure.halving import Halving
-from quantlab.records import Artifact, Canary, Fidelity, MeasureJob
+from quantlab.measure.served import is_served, with_served
+from quantlab.records import Artifact, Canary, Fidelity, MeasureJob, Throughput
 
 STAGES: dict[str, str] = {
     "canary": "quantlab.measure.canary:canary",
@@ -51,25 +52,40 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
     made = engine(spec.engine)
     apart = cast(Bencher, made) if is_benched(made, spec, reporter) else None
     stages = [stage for stage in spec.stages if apart is None or stage != "throughput"]
-    if stages and not _on_session(made, spec, stages, tokenizer, reporter, done):
+    held: list[Throughput] = []
+    if stages and not _on_session(made, spec, stages, tokenizer, reporter, done, held):
         return {"done": done}
     if apart is not None:
-        record, files = throughput(apart, spec, tokenizer, reporter)
-        reporter.result("throughput", record, files)
+        held.append(cast(Throughput, throughput(apart, spec, tokenizer, reporter)[0]))
+    for record in held:
+        whole = with_served(record, made, spec, reporter) if is_served(spec) else record
+        reporter.result("throughput", whole, {})
         done.append("throughput")
     return {"done": done}
 
 
 def _on_session(
-    made: Engine, spec: MeasureJob, stages: Sequence[str], tokenizer: Any, reporter: Reporter, done: list[str]
+    made: Engine,
+    spec: MeasureJob,
+    stages: Sequence[str],
+    tokenizer: Any,
+    reporter: Reporter,
+    done: list[str],
+    held: list[Throughput],
 ) -> bool:
-    """Measure `stages` on one session and add them to `done`; False when the canary failed."""
+    """Measure `stages` on one session and add them to `done`; False when the canary failed.
+
+    A throughput record whose served cells are still to come goes into `held`: the session must end first.
+    """
     with made.open(spec.artifact, spec.config) as session:
         for stage in stages:
             patient = Halving(session, partial(reporter.note, stage))
             bench = Bench(spec, session if stage == "throughput" else patient, tokenizer, reporter)
             record, files = _function(stage)(bench)
             record = _noted(record, patient.notes)
+            if isinstance(record, Throughput) and is_served(spec):
+                held.append(record)
+                continue
             reporter.result(stage, record, files)
             done.append(stage)
             if why := _stop(record, spec.collapse):

@@ -7,7 +7,7 @@ for both ("tokens/s") hides which of the two a precision helps, so TTFT and TPOT
     TTFT = seconds until every sequence has its first token          TPOT = (total - TTFT) / (OSL - 1)
 
 and decode is held against the roofline: (weights + KV cache) read a step, over TPOT and the memory's
-bandwidth.
+bandwidth; prefill against the operations it must do (roofline.py).
 
 What makes such numbers lie, and what is done (steady.py): the first run pays for allocation and compilation (warm-up,
 not counted, and so is a first counted run that is slower than those after it); one run is an anecdote (median of
@@ -21,28 +21,21 @@ weights in a 16-bit checkpoint are not timed at all: their speed is that of 16 b
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import time
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
-from quantlab.engines import GenerateRequest, ScoreRequest
-from quantlab.errors import BadInput, Refused
+from quantlab.engines import GenerateRequest
+from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured
-from quantlab.measure.canary import LOST, STUCK, TOKENS, distinct_trigrams
+from quantlab.measure.doubts import NO_MEMORY, Failed, falls_apart, generate, ordinary_tokens, require_possible
+from quantlab.measure.inflight import knees, load_cells
 from quantlab.measure.memory import bytes_per_step, peak_bytes, reset_peak
+from quantlab.measure.roofline import prefill_seconds
 from quantlab.measure.steady import Counted, Timed, counted, percentiles
 from quantlab.records import Cell, Grid, Number, Throughput
-
-PHRASES = ("out of memory", "allocate memory", "bad_alloc", "memory is too small")
-"""How SDKs, and our own engine, say that there is not enough memory."""
-NO_MEMORY = "out of memory at batch"
-
-
-class _Failed(Exception):
-    """The cell cannot be measured; the text is the reason."""
 
 
 def throughput(bench: Bench) -> Measured:
@@ -63,6 +56,7 @@ def throughput(bench: Bench) -> Measured:
         bench.reporter.progress("throughput", place, len(shapes), f"{isl} in, {osl} out, batch {batch}")
         cells += _cells(bench, isl, osl, batch, grid, fallen)
     bench.reporter.progress("throughput", len(shapes), len(shapes), "")
+    load = load_cells(bench, grid, fallen)
     record = Throughput(
         grid=bench.spec.grid_name,
         cells=tuple(cells),
@@ -70,6 +64,8 @@ def throughput(bench: Bench) -> Measured:
         device=bench.session.device,
         peak_bytes=peak_bytes(),
         seconds=round(time.monotonic() - started, 3),
+        load=load,
+        knees=knees(load),
     )
     return record, {}
 
@@ -80,7 +76,7 @@ def _cells(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: dic
     while not cells or (cells[-1].reason.startswith(NO_MEMORY) and batch > 1 and batch // 2 not in grid.batch):
         batch = batch // 2 if cells else batch
         if batch not in fallen:
-            fallen[batch] = _falls_apart(bench, batch)
+            fallen[batch] = falls_apart(bench, batch)
         cells.append(_cell(bench, isl, osl, batch, grid, fallen[batch]))
     return cells
 
@@ -88,7 +84,7 @@ def _cells(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: dic
 def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str) -> Cell:
     config = bench.spec.config
     try:
-        _require_possible(bench, isl, osl, fallen)
+        require_possible(bench, isl, osl, fallen)
         draw = random.Random(f"{bench.spec.seed}/{isl}/{osl}/{batch}")
         vocabulary = ordinary_tokens(bench.tokenizer)
         for _ in range(grid.warmup):
@@ -100,73 +96,21 @@ def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str)
             config.tensor_parallel * config.pipeline_parallel,
         )
         _require_steady(found, grid)
-    except _Failed as failed:
+    except Failed as failed:
         return Cell(isl=isl, osl=osl, batch=batch, valid=False, reason=str(failed))
     return _summary(bench, isl, osl, batch, found)
 
 
-def _falls_apart(bench: Bench, batch: int) -> str:
-    """Real prompts, alone and amid a full batch: why no cell of this batch size is to be believed, or "".
-
-    What is no language model alone (random weights, timed for their shape) can fall no further and is not judged. A
-    first token may differ between batch sizes where two words are nearly as likely, so more than half must go wrong.
-    """
-    if batch == 1 or bench.spec.suite is None or bench.spec.artifact.numerics == "simulated":
-        return ""
-    prompts = [tuple(bench.tokenizer.encode(prompt)) for prompt in bench.spec.suite.canary]
-    prompts = [prompt for prompt in prompts if len(prompt) > 1 and len(prompt) + TOKENS <= bench.session.max_length]
-    try:
-        alone = {prompt: _continue(bench, [prompt])[0] for prompt in prompts if _knows(bench, prompt)}
-        sound = [prompt for prompt, tokens in alone.items() if distinct_trigrams(tokens) >= STUCK]
-        crowd = [sound[place % len(sound)] for place in range(batch)] if sound else []
-        amid = _continue(bench, crowd) if crowd else []
-    except _Failed:
-        return ""  # out of memory: the cell itself will say so
-    odd = sum(
-        distinct_trigrams(tokens) < STUCK or tokens[:1] != alone[prompt][:1]
-        for prompt, tokens in zip(crowd, amid, strict=True)
-    )
-    if odd <= batch / 2:
-        return ""
-    return f"in a batch of {batch}, {odd} sequences fall apart or begin otherwise than alone"
-
-
-def _knows(bench: Bench, prompt: tuple[int, ...]) -> bool:
-    """The prompt is text to this model: see canary.py for the limit."""
-    score = bench.session.logprobs([ScoreRequest(context=prompt[:1], continuation=prompt[1:])])[0]
-    return -float(score.logprobs.mean()) < LOST * math.log(len(bench.tokenizer))
-
-
-def _continue(bench: Bench, prompts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    requests = [GenerateRequest(prompt=prompt, max_tokens=TOKENS) for prompt in prompts]
-    return [done.tokens for done in _generate(bench, requests)]
-
-
-def _require_possible(bench: Bench, isl: int, osl: int, fallen: str) -> None:
-    if bench.spec.artifact.numerics == "simulated":
-        raise _Failed("simulated: rounded weights in 16 bit run at the speed of 16 bit")
-    if isl + osl > bench.session.max_length:
-        raise _Failed(f"{isl} + {osl} tokens do not fit into {bench.session.max_length}")
-    if fallen:
-        raise _Failed(fallen)
-
-
 def _require_steady(found: Counted, grid: Grid) -> None:
     if found.variation is not None and found.variation > grid.max_variation:
-        raise _Failed(
+        raise Failed(
             f"not steady: the runs vary by {found.variation:.0%} of their mean, the grid allows "
             f"{grid.max_variation:.0%}. Something else works on this machine."
         )
 
 
-def ordinary_tokens(tokenizer: Any) -> list[int]:
-    """Token ids without special and added ones."""
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return [token for token in range(len(tokenizer)) if token not in special]
-
-
 def _run(bench: Bench, draw: random.Random, vocabulary: list[int], isl: int, osl: int, batch: int) -> Timed:
-    done = _generate(
+    done = generate(
         bench,
         [
             GenerateRequest(prompt=tuple(draw.choices(vocabulary, k=isl)), max_tokens=osl, ignore_eos=True)
@@ -175,27 +119,13 @@ def _run(bench: Bench, draw: random.Random, vocabulary: list[int], isl: int, osl
     )
     lengths = {len(one.tokens) for one in done}
     if len(done) != batch or lengths != {osl}:
-        raise _Failed(f"asked for {batch} x {osl} tokens, got {len(done)} sequences of {sorted(lengths)}")
+        raise Failed(f"asked for {batch} x {osl} tokens, got {len(done)} sequences of {sorted(lengths)}")
     run = Timed(tuple(one.first_token_seconds for one in done), tuple(one.seconds for one in done))
     if min(run.first) <= 0 or run.ttft > run.total or (osl > 1 and run.ttft == run.total):
-        raise _Failed("the engine's clock is wrong: the first token must come before the last")
+        raise Failed("the engine's clock is wrong: the first token must come before the last")
     if osl > 1 and run.in_flight < batch:
-        raise _Failed(f"only {run.in_flight} of {batch} sequences were in flight at once")
+        raise Failed(f"only {run.in_flight} of {batch} sequences were in flight at once")
     return run
-
-
-def _generate(bench: Bench, requests: list[GenerateRequest]) -> list[Any]:
-    try:
-        return list(bench.session.generate(requests))
-    except (MemoryError, RuntimeError, Refused) as error:
-        # torch.OutOfMemoryError is a RuntimeError, as are its CPU allocator's and TensorRT's; our engine refuses.
-        if isinstance(error, MemoryError) or _tells_of_memory(str(error)):
-            raise _Failed(f"{NO_MEMORY} {len(requests)}") from error
-        raise
-
-
-def _tells_of_memory(text: str) -> bool:
-    return any(phrase in text.lower() for phrase in PHRASES)
 
 
 def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Cell:
@@ -222,6 +152,7 @@ def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Ce
     )
     moved = bytes_per_step(bench.spec, isl + osl / 2, batch) if native else None
     bandwidth = bench.spec.bandwidth
+    least = prefill_seconds(bench.spec, isl, batch) if native else None
     return Cell(
         isl=isl,
         osl=osl,
@@ -234,6 +165,7 @@ def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Ce
         bandwidth_share=number([moved / (one * bandwidth) for one in tpot], "share")
         if tpot and moved and bandwidth
         else None,
+        compute_share=number([least / run.ttft for run in runs], "share") if least else None,
         ttft_percentiles=percentiles([first for run in runs for first in run.first]),
         tpot_percentiles=percentiles(each) if each else None,
         variation=found.variation,

@@ -65,6 +65,8 @@ class Specs:
             grid_name=resolved.grid.name,
             reference=reference,
             bandwidth=self.station.bandwidth(resolved.ask.config),
+            compute=self.station.compute(resolved.ask.config, artifact.checkpoint),
+            client=self.station.client(resolved.grid_record),
             seed=resolved.ask.seed,
             part=part,
             collapse=(resolved.policy.collapse_kl, resolved.policy.collapse_top1),

@@ -7,6 +7,7 @@ torch and not on ours.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,10 +16,16 @@ from typing import Any
 
 import msgspec
 
-from quantlab import catalog, child, places, probe
+from quantlab import catalog, child, launch, places, probe
 from quantlab.engines import Engine, building, engine, sdks
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Host
+from quantlab.errors import Refused
+from quantlab.records import Artifact, Checkpoint, EngineConfig, Grid, Host
 from quantlab.records.engines import Asked, AskJob, BuildJob
+
+PRODUCTS = {"fp8": "fp8", "fp8_rowwise": "fp8", "int8_sq": "int8", "w4a8_awq": "fp8", "nvfp4": "nvfp4"}
+"""Format -> the products that its linear layers are made of; all others widen their weights and multiply in 16 bit."""
+CLIENT = "aiperf"
+"""What loads a server."""
 
 
 class Station:
@@ -84,6 +91,32 @@ class Station:
         gpu = catalog.gpu(self._main.gpus[0].name)
         # Tensor parallel GPUs read their parts at the same time; those of a pipeline one after the other.
         return gpu.bandwidth * config.tensor_parallel if gpu else None
+
+    def compute(self, config: EngineConfig, checkpoint: Checkpoint) -> tuple[float, float] | None:
+        """Dense operations a second of all GPUs of an artifact: in the checkpoint's format, and in 16 bit.
+
+        None on a CPU, an unknown GPU, or for a format that its data sheet has no figure for.
+        """
+        gpu = catalog.gpu(self._main.gpus[0].name) if config.device != "cpu" and self._main.gpus else None
+        fast = PRODUCTS.get(checkpoint.format, "bf16")
+        if gpu is None or not {fast, "bf16"} <= gpu.tflops.keys():
+            return None
+        return gpu.tflops[fast] * 1e12 * config.tensor_parallel, gpu.tflops["bf16"] * 1e12 * config.tensor_parallel
+
+    def client(self, grid: Grid) -> tuple[str, ...]:
+        """Python of the load generator, for a grid that is served.
+
+        Raises:
+            NoAccess, Refused, BadInput: it cannot be used, see `probe.require`.
+        """
+        if not grid.served:
+            return ()
+        if launch.in_container(self.command):
+            why = "a container sees no load generator of this machine."
+            raise Refused(why, place="served", cure="Take a grid without served: true.")
+        place = places.find(CLIENT)
+        probe.require(CLIENT, place)
+        return place.command or (sys.executable,)
 
     def build_here(self, job: BuildJob) -> Artifact:
         """In this process, of an engine that builds nothing."""

@@ -70,10 +70,13 @@ class Walker:
         """Refuse in seconds, before anything is calibrated, when measuring is asked for and cannot be done.
 
         Raises:
-            NoAccess, Refused, BadInput: the engine is absent, of another version, or does not start.
+            NoAccess, Refused, BadInput: the engine, or the load generator that the grid wants, is absent, of another
+                version, or does not start.
         """
         if self._wanted() and self.station.host and self.station.command:
             self.watch.say(f"engine {self.station.name}: {self.station.version}, in {self.station.place}")
+        if "throughput" in self._wanted():
+            self.station.client(self.resolved.grid_record)
 
     def walk(self, found: Found, recipe: Recipe, planned: Plan) -> Walk:
         """One recipe from weights to measurements. An error of ours ends the walk and is kept in it."""

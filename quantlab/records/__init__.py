@@ -3,6 +3,8 @@
     ask       what a person writes down: Model, Recipe, CalibrationSet, Suite, Grid, Policy
     results   what the rooms hand back: Checkpoint, Canary, Fidelity, Accuracy
     speed     and the cells of a throughput grid
+    load      its sweep over requests in flight: LoadCell, Knee
+    power     energy and percentiles of a cell
     verification   checks of an export and the damage of its layers: Verification, LayerDamage
     formats   what each format stores, and who serves it: FORMATS
     jobs      what crosses a process wall: Job and its specs, Event, Failure
@@ -43,8 +45,10 @@ from quantlab.records.jobs import (
     MeasureJob,
     VerifyJob,
 )
+from quantlab.records.load import Knee, LoadCell
 from quantlab.records.numbers import Number, Provenance, digest, encode
 from quantlab.records.onnx import OnnxJob, OnnxModel, Provider
+from quantlab.records.power import Percentiles, Power
 from quantlab.records.published import Published, PublishedScore
 from quantlab.records.results import (
     Accuracy,
@@ -59,7 +63,7 @@ from quantlab.records.results import (
     TaskScore,
     Weights,
 )
-from quantlab.records.speed import Cell, Percentiles, Power, Throughput
+from quantlab.records.speed import Cell, Throughput
 from quantlab.records.verdicts import Candidate, Comparison, Look, Run, TaskComparison, Verdict
 from quantlab.records.verification import Check, LayerDamage, Verification
 
@@ -95,7 +99,9 @@ __all__ = [
     "Gpu",
     "Grid",
     "Host",
+    "Knee",
     "LayerDamage",
+    "LoadCell",
     "Look",
     "MeasureJob",
     "Model",

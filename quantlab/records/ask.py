@@ -226,7 +226,7 @@ class Suite(Ask, frozen=True, kw_only=True):
 
 
 class Grid(Ask, frozen=True, kw_only=True):
-    """Throughput cells: the product of the three axes."""
+    """Throughput cells: the product of the two lengths with static batches, and with requests in flight."""
 
     summary: str
     """One line for `quantlab ls`."""
@@ -234,14 +234,25 @@ class Grid(Ask, frozen=True, kw_only=True):
     """Input sequence lengths, tokens."""
     osl: tuple[int, ...]
     """Output sequence lengths, tokens."""
-    batch: tuple[int, ...]
-    """Sequences in flight at once."""
+    batch: tuple[int, ...] = ()
+    """Sequences of a static batch: they begin and end together."""
+    concurrency: tuple[int, ...] = ()
+    """Requests in flight: each that ends is followed by the next (docs/throughput.md). Swept to find the knee."""
+    served: bool = False
+    """Measure `concurrency` through the engine's HTTP server as well, with a load generator."""
+    waves: int = 4
+    """Counted requests of one repeat, times `concurrency`."""
     warmup: int = 1
     """Runs not counted, a cell."""
     repeats: int = 3
     """Counted runs, a cell."""
     max_variation: float = 0.25
     """Coefficient of variation of the counted runs above which a cell is invalid."""
+
+    @property
+    def widest(self) -> int:
+        """Most sequences that any cell holds at once."""
+        return max((*self.batch, *self.concurrency))
 
 
 class Policy(Ask, frozen=True, kw_only=True):

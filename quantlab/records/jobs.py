@@ -125,6 +125,10 @@ class MeasureJob(Spec, frozen=True, kw_only=True):
     """Absolute path of the baseline's reference .npz for fidelity."""
     bandwidth: float | None = None
     """Memory bandwidth of the device in bytes per second, where known."""
+    compute: tuple[float, float] | None = None
+    """Dense operations a second of the checkpoint's linear layers, and in 16 bit, where known."""
+    client: tuple[str, ...] = ()
+    """Python of the load generator (aiperf), for a grid that is served; empty: there is none."""
     seed: int = 0
     part: tuple[int, int] | None = None
     """For accuracy: from which to before which item, in the random order of `seed`; None: all, in the suite's order."""

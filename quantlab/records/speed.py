@@ -4,36 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from quantlab.records.load import Knee, LoadCell
 from quantlab.records.numbers import Number
+from quantlab.records.power import Percentiles, Power
 from quantlab.records.results import Result
-
-
-class Power(Result, frozen=True, kw_only=True):
-    """What the GPUs of an artifact drew while a cell was timed, from the driver's own counters (NVML)."""
-
-    joules_per_token: Number | None = None
-    """Energy of the counted runs over the tokens that came out; None where it is not valid."""
-    watts: float = 0.0
-    """Mean draw over the counted runs, all GPUs of the artifact."""
-    clock_mhz: float | None = None
-    """Median clock of the multiprocessors."""
-    clock_low_mhz: float | None = None
-    """Lowest clock that was seen."""
-    throttled: tuple[str, ...] = ()
-    """Why the driver held the clock down at some moment: "power cap", "heat", "hardware slowdown"."""
-    seconds: float = 0.0
-    """How long was measured."""
-    valid: bool = True
-    """False: too short for the counter, or somebody else worked on the same GPU."""
-    reason: str = ""
-
-
-class Percentiles(Result, frozen=True, kw_only=True):
-    """Seconds over all sequences of all counted runs."""
-
-    p50: float
-    p90: float
-    p99: float
 
 
 class Cell(Result, frozen=True, kw_only=True):
@@ -55,6 +29,9 @@ class Cell(Result, frozen=True, kw_only=True):
     """Output tokens over the whole time, prefill included."""
     bandwidth_share: Number | None = None
     """Bytes that a decode step must read over what the memory could deliver; None where the bandwidth is unknown."""
+    compute_share: Number | None = None
+    """Time that a prefill's operations need at the GPU's dense peak over the time it took; None where that peak is not
+    known."""
     ttft_percentiles: Percentiles | None = None
     tpot_percentiles: Percentiles | None = None
     variation: float | None = None
@@ -78,3 +55,7 @@ class Throughput(Result, frozen=True, kw_only=True):
     seconds: float = 0.0
     source: str = ""
     """The engine's own benchmark that took the times; empty: quantlab's static batches on the session."""
+    load: tuple[LoadCell, ...] = ()
+    """The sweep over requests in flight."""
+    knees: tuple[Knee, ...] = ()
+    """Where each sweep stops paying."""

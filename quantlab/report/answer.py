@@ -104,8 +104,8 @@ def _load(rows: Sequence[Row], speeds: Speeds, isl: int, osl: int, absent: tuple
     """Logarithms on both axes: batches of 1 to 256 span two powers of ten, and equal ratios are equal ways."""
     users = [_rate(cell).value / cell.batch for _, cells in speeds for cell in cells]
     every = [end for _, cells in speeds for cell in cells for end in _spread(_rate(cell))]
-    across = _wide(min(users), max(users), 0, 100)
-    down = _wide(min(every), max(every), HEIGHT, 0)
+    across = wide(min(users), max(users), 0, 100)
+    down = wide(min(every), max(every), HEIGHT, 0)
     lines = []
     for row, cells in speeds:
         marks = [
@@ -119,8 +119,8 @@ def _load(rows: Sequence[Row], speeds: Speeds, isl: int, osl: int, absent: tuple
         x_title="tokens/s of one user",
         y_title="tokens/s of all users together",
         lines=tuple(lines),
-        x_ticks=_powers(min(users), max(users), across),
-        y_ticks=_powers(min(every), max(every), down),
+        x_ticks=powers(min(users), max(users), across),
+        y_ticks=powers(min(every), max(every), down),
         absent=absent,
     )
 
@@ -139,7 +139,7 @@ def _crossover(rows: Sequence[Row], speeds: Speeds, isl: int, osl: int) -> Chart
     values = [end for ratio in ratios.values() for end in _spread(ratio)]
     room = 0.1 * (max(values) - min(values)) or 0.1
     low, high = min(values) - room, max(values) + room
-    across, down = _wide(batches[0], batches[-1], 0, 100), Scale(low, high, HEIGHT, 0)
+    across, down = wide(batches[0], batches[-1], 0, 100), Scale(low, high, HEIGHT, 0)
     lines = []
     for row, cells in shared:
         marks = [
@@ -203,13 +203,13 @@ def _spread(number: Number) -> list[float]:
     return [end for end in found if end is not None and math.isfinite(end) and end > 0]
 
 
-def _wide(low: float, high: float, start: float, end: float) -> Scale:
+def wide(low: float, high: float, start: float, end: float) -> Scale:
     """Logarithms with room on both sides."""
     room = 0.08 * math.log(high / low) or 0.5
     return Scale(math.log(low) - room, math.log(high) + room, start, end)
 
 
-def _powers(low: float, high: float, place: Scale) -> tuple[Tick, ...]:
+def powers(low: float, high: float, place: Scale) -> tuple[Tick, ...]:
     """1, 2 and 5 times powers of ten within the limits; only the powers where that would be more than seven."""
     span = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     every = [(step, step * 10.0**power) for power in span for step in (1, 2, 5)]

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from quantlab.records import Run
-from quantlab.report import answer, charts, damage, figures, flips, forest, rows
+from quantlab.report import answer, charts, damage, figures, flips, forest, load, rows
 from quantlab.report.clean import clean
 
 _HYPHEN = re.compile(r"(?<![\w.])-(?=\d)")
@@ -37,6 +37,11 @@ def to_html(run: Run) -> str:
         size_panel=charts.size_panel(run, table),
         speed_panels=charts.speed_panels(run, table),
         answer_charts=answer.charts(run, table),
+        load_charts=load.charts(run, table),
+        load_rows=[(row, cell) for row in table for cell in load.cells(row.candidate)],
+        load_words=load.words,
+        load_fields=load.fields,
+        load_header=load.HEADER,
         forests=forest.forests(run),
         flips=flips.shown(run),
         categories=flips.categories(run),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from quantlab.records import Cell, Run
-from quantlab.report import damage, figures, flips, rows
+from quantlab.report import damage, figures, flips, load, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -23,6 +23,7 @@ def to_markdown(run: Run) -> str:
         ["## Fidelity", _fidelity(run)],
         ["## Damage", _damage(run)],
         ["## Speed", _speed(run)],
+        ["## Under load", _load_words(run), _load(run)],
         ["## Checks", _checks(run)],
         ["## Notes", "\n".join(f"- {text(note)}" for note in rows.notes(run))],
         ["## Provenance", *_provenance(run)],
@@ -194,6 +195,7 @@ def _speed(run: Run) -> str:
         "first token",
         "per token",
         "bandwidth, %",
+        "compute, %",
         "mJ a token",
         "remark",
     ]
@@ -205,6 +207,7 @@ def _speed(run: Run) -> str:
             figures.seconds(cell.ttft_seconds.value if cell.ttft_seconds else None),
             figures.seconds(cell.tpot_seconds.value if cell.tpot_seconds else None),
             figures.percent(cell.bandwidth_share.value if cell.bandwidth_share else None, 0),
+            figures.percent(cell.compute_share.value if cell.compute_share else None, 0),
             figures.three(1000 * cell.power.joules_per_token.value)
             if cell.power and cell.power.joules_per_token
             else figures.NOTHING,
@@ -215,6 +218,26 @@ def _speed(run: Run) -> str:
         for cell in row.candidate.throughput.cells
     ]
     return table(header, body)
+
+
+def _load_words(run: Run) -> str:
+    said = [f"- {text(each.recipe_name)}: {text(one)}" for each in run.candidates for one in load.words(each)]
+    return "\n".join(said)
+
+
+def _load(run: Run) -> str:
+    body = [
+        [
+            text(row.name) + row.mark,
+            cell.mode,
+            *(figures.fixed(each, 0) for each in (cell.isl, cell.osl, cell.concurrency)),
+            *load.fields(cell),
+            row.how if cell.valid else text(f"invalid: {cell.reason}"),
+        ]
+        for row in rows.rows(run)
+        for cell in load.cells(row.candidate)
+    ]
+    return table(["recipe", "how", "in", "out", "in flight", *load.HEADER, "remark"], body)
 
 
 def _checks(run: Run) -> str:

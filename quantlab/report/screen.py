@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantlab.records import Run
-from quantlab.report import damage, figures, rows
+from quantlab.report import damage, figures, load, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -172,6 +172,8 @@ def _sentence(console: Console, row: Row) -> RenderableType:
     text.append_text(_text(console, line(candidate.verdict.reason)))
     if candidate.failure is not None and candidate.failure.cure:
         text.append_text(_text(console, f" {line(candidate.failure.cure)}"))
+    for said in load.words(candidate):
+        text.append_text(_text(console, f"\n  {line(said)}", "dim"))
     if worst := damage.words(candidate):
         text.append_text(_text(console, f"\n  {line(worst)}", "dim"))
     if candidate.calibrated is not None:
