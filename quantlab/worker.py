@@ -47,6 +47,7 @@ from quantlab.records import (
     Weights,
     encode,
 )
+from quantlab.records.encoder import Encoder, EncoderJob, EncoderPlan, PlanJob
 from quantlab.records.engines import Asked, AskJob, BuildJob
 from quantlab.records.jobs import Outcome, Spec
 
@@ -59,6 +60,8 @@ TASKS: dict[str, tuple[str, type[Spec], Any]] = {
     "build": ("quantlab.engines.building:build", BuildJob, Artifact),
     "measure": ("quantlab.measure.run:run", MeasureJob, dict),
     "onnx": ("quantlab.formats.onnx_model:run", OnnxJob, OnnxModel),
+    "encoder": ("quantlab.encoder.make:run", EncoderJob, Encoder),
+    "plan": ("quantlab.encoder.make:plan", PlanJob, EncoderPlan),
     "convert": ("quantlab.formats.convert:run", ConvertJob, Converted),
 }
 """task -> ("module:function", type of the spec, type of the record)."""

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Which engines work here; `engines setup` makes room for one.",
     ),
     "convert": ("quantlab.cli.convert:convert", "Write an int4 checkpoint in another program's layout."),
+    "build": ("quantlab.cli.build:build", "Build the vision encoder as ONNX model or TensorRT plan, checked."),
     "completion": ("quantlab.cli.look:completion", "Print the line that switches on shell completion."),
 }
 """name -> ("module:command", help)."""

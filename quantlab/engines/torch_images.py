@@ -88,11 +88,16 @@ class Sight:
         pixels = prepared["pixel_values"].to(self.device, next(self.tower.parameters()).dtype)
         ids = prepared["aspect_ratio_ids"].to(self.device)
         with torch.inference_mode():
-            seen = self.tower(pixel_values=pixels, aspect_ratio_ids=ids, aspect_ratio_mask=mask).last_hidden_state
-            states = self.projector(seen)
+            states = self.look(pixels, ids, mask)
         self.encoded += len(images)
         counts = mask.sum(-1)[:, 0].tolist()
         return [View(one.flatten(0, -2), int(count)) for one, count in zip(states, counts, strict=True)]
+
+    def look(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The states of prepared pictures, batch first."""
+        seen = self.tower(pixel_values=pixels, aspect_ratio_ids=ids, aspect_ratio_mask=mask).last_hidden_state
+        states: torch.Tensor = self.projector(seen)
+        return states
 
     def mask(self, sees: torch.Tensor, tiles: Sequence[int]) -> torch.Tensor:
         """bool [rows, width] of the tokens that see the picture of their row -> int64 [rows, width, 1, max tiles]."""

@@ -1,0 +1,49 @@
+"""What lies in an encoder's folder, read without an SDK."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from quantlab.errors import BadInput
+from quantlab.records.encoder import Encoder, EncoderJob
+
+RECORD, CHECK = "quantlab_encoder.json", "check.safetensors"
+INPUTS, STATES = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"), "cross_attention_states"
+PROTOCOL = 1
+"""Raised by hand when quantlab writes another graph for the same job."""
+
+
+def known(folder: Path) -> Encoder | None:
+    """The record, or None where there is none that can be read."""
+    try:
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=Encoder)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def whole(folder: Path, encoder: Encoder) -> bool:
+    """Every file is as large as it was written: a model whose data broke off opens without complaint."""
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in encoder.files.items())
+
+
+def usable(folder: Path, job: EncoderJob) -> Encoder | None:
+    """The whole encoder in `folder` if it is what `job` would write, else None."""
+    found = known(folder)
+    fits = found is not None and (found.job, found.protocol) == (placeless(job), PROTOCOL) and whole(folder, found)
+    return found if fits else None
+
+
+def require(folder: Path) -> Encoder:
+    """Raises: BadInput, where there is no whole encoder."""
+    found = known(folder)
+    if found is None or not whole(folder, found):
+        raise BadInput("holds no whole encoder.", place=str(folder), cure="quantlab build --part vision makes one.")
+    return found
+
+
+def placeless(job: EncoderJob) -> EncoderJob:
+    """`job` without places of this machine: of files their names stay."""
+    short = {name: tuple(Path(one).name for one in getattr(job, name)) for name in ("pictures", "questions")}
+    return msgspec.structs.replace(job, source="", into="", **short)
