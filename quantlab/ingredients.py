@@ -39,9 +39,15 @@ ENVIRONMENTS: dict[str, Environment] = {
     ),
     "ortgenai": Environment(
         "ortgenai",
-        ("onnxruntime-genai", "onnx", "torch", "transformers", "safetensors"),
+        ("onnxruntime-genai", "onnx", "torch", "transformers", "safetensors", "pillow"),
         ("3.12", "3.11"),
     ),
     "aiperf": Environment("aiperf", ("aiperf",), ("3.12", "3.11"), measures=False),
+    "rtx": Environment(
+        "rtx",
+        ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs", "msgspec", "numpy"),
+        ("3.12", "3.11"),
+        measures=False,
+    ),
 }
 """Name on the command line -> what it is made of."""

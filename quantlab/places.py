@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.engines import ENGINES
-from quantlab.engines.sdks import CLIENTS
+from quantlab.engines.sdks import BUILDERS, CLIENTS
 from quantlab.errors import BadInput
 from quantlab.launch import check_command
 
@@ -116,8 +116,9 @@ def read(path: Path) -> dict[str, Place]:
 
 def _table(engine: str, table: Any, path: Path, text: str) -> Place:
     where = _where(path, text, engine, "")
-    if engine not in (*ENGINES, *CLIENTS):
-        raise BadInput(f"no engine {engine!r}.", place=where, cure=f"Engines: {', '.join((*ENGINES, *CLIENTS))}.")
+    known = (*ENGINES, *CLIENTS, *BUILDERS)
+    if engine not in known:
+        raise BadInput(f"no engine {engine!r}.", place=where, cure=f"Engines: {', '.join(known)}.")
     if not isinstance(table, dict) or len(table) != 1:
         raise BadInput("one of `python` and `command` is wanted.", place=where, cure='python = "/path/to/bin/python"')
     ((field, value),) = table.items()

@@ -25,8 +25,8 @@ OLDEST = (3, 11)
 """First Python that quantlab runs under."""
 SECONDS = 60.0
 """Longest time to start; the first start from a network disk, or of a container, takes half of it."""
-WITH_SETUP = ("vllm", "trtllm", "ortgenai", *sdks.CLIENTS)
-"""Engines and clients that `quantlab engines setup` knows."""
+WITH_SETUP = ("vllm", "trtllm", "ortgenai", *sdks.CLIENTS, "rtx")
+"""Engines, clients and builders that `quantlab engines setup` knows."""
 MARK = "quantlab-probe "
 _LOOK = f"""
 import sys
@@ -130,7 +130,7 @@ def judged(engine: str, place: Place, found: Look) -> Standing:
     if here and not sdks.fits(here[1], here[0].low, here[0].high):
         why = f"{version} is in {place}, and quantlab knows {here[0]}."
         return _standing(engine, place, "wrong version", version, why, cure, python)
-    wanting = () if engine in sdks.CLIENTS else sdks.MEASURING
+    wanting = sdks.MEASURING if engine in ENGINES else ()
     if missing := [name for name in wanting if name not in found.versions]:
         why = f"{', '.join(missing)} is not installed in {place}, and measuring needs it there."
         return _standing(engine, place, "ready", version, why, f"pip install {' '.join(missing)} there.", python)

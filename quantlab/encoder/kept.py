@@ -25,7 +25,9 @@ def known(folder: Path) -> Encoder | None:
 
 def whole(folder: Path, encoder: Encoder) -> bool:
     """Every file is as large as it was written: a model whose data broke off opens without complaint."""
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in encoder.files.items())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in encoder.files.items()
+    )
 
 
 def usable(folder: Path, job: EncoderJob) -> Encoder | None:

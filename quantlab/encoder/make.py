@@ -1,8 +1,8 @@
 """The jobs of a child: an encoder's folder, and the plans in it.
 
-    quantlab_encoder.json     what it is, what was checked     model.onnx, model.onnx.data
-    check.safetensors         one picture and torch's states of it, for plans
-    rtx-8.9.plan, rtx-8.9.json
+quantlab_encoder.json     what it is, what was checked     model.onnx, model.onnx.data
+check.safetensors         one picture and torch's states of it, for plans
+rtx-8.9.plan, rtx-8.9.json
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from quantlab import disk, weights
 from quantlab.encoder import kept
 from quantlab.encoder.kept import CHECK, PROTOCOL, RECORD
 from quantlab.errors import BadInput, NoAccess
-from quantlab.formats import names
 from quantlab.records import encode
 from quantlab.records.encoder import AnswersHeld, Difference, Encoder, EncoderJob, EncoderPlan, PlanJob
 
@@ -116,7 +115,8 @@ def _checked(
 def _notes(spec: EncoderJob) -> list[str]:
     notes = {"bf16": [UNCHECKED], "fp8": [EMULATED]}.get(spec.precision, [])
     if spec.precision in ("int8", "fp8"):
-        notes.append(f"scales from the largest inputs over {len(spec.pictures)} pictures; patches, attention and projector float16.")
+        kept16 = "patches, attention and projector stay float16"
+        notes.append(f"scales from the largest inputs over {len(spec.pictures)} pictures; {kept16}.")
     return notes
 
 

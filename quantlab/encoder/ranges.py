@@ -16,7 +16,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """pixel_values, aspect_ratio_ids, aspect_ratio_mask."""
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def input_ranges(tower: TorchTower, names: Sequence[str], batches: Iterable[Batch]) -> dict[str, float]:
     """Layer -> largest magnitude of its inputs over all batches; padding tiles count, they are computed too."""
     found: dict[str, torch.Tensor] = {}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-class TorchTower(nn.Module):
+class TorchTower(nn.Module):  # type: ignore[misc]
     """The reference: transformers' own vision model, and the projector behind it."""
 
     def __init__(self, config: Any, out: int) -> None:

@@ -36,11 +36,14 @@ SDKS: dict[str, tuple[Sdk, ...]] = {
         Sdk("onnxruntime-genai-cuda", "0.18", "0.19"),
         Sdk("onnxruntime-genai-winml", "0.18", "0.19"),
     ),
+    "rtx": (Sdk("tensorrt-rtx-cu13-bindings", "1.7", "1.8"),),
     "aiperf": (Sdk("aiperf", "0.13", "0.14"),),
 }
-"""Engine or client -> the packages of which it needs one. An engine that is not here needs none."""
+"""Engine, client or builder -> the packages of which it needs one. An engine that is not here needs none."""
 CLIENTS = ("aiperf",)
 """Load generators: programs in an environment of their own, like engines; nothing of quantlab runs in it."""
+BUILDERS = ("rtx", "tensorrt")
+"""Of plans for the vision encoder (`quantlab build`): no engines, and they may live elsewhere all the same."""
 
 MEASURING = ("lm-eval", "datasets", "transformers", "scipy", "pyarrow")
 """What measuring needs in an engine's Python beside the SDK: it goes through one session, so it happens there."""

@@ -84,7 +84,8 @@ def build_encoder(ask: EncoderAsk, watch: Watcher) -> EncoderBuild:
         pictures=_pictures(ask.pictures),
         questions=_questions(ask),
     )
-    encoder: Encoder = _in_child("encoder", job, WRITES_ONNX, watch)
+    encoder = _in_child("encoder", job, WRITES_ONNX, watch)
+    assert isinstance(encoder, Encoder)
     plans = [] if ask.target == "onnx" else [_plan(ask, into, one, watch) for one in ask.capabilities or (None,)]
     return EncoderBuild(folder=str(into), encoder=encoder, plans=tuple(plans))
 
@@ -94,7 +95,8 @@ def _plan(ask: EncoderAsk, into: Path, capability: str | None, watch: Watcher) -
     middle = ask.batches[len(ask.batches) // 2]
     profile = (ask.batches[0], middle, ask.batches[-1])
     job = PlanJob(folder=str(into), target=ask.target, capability=capability, batches=profile)
-    made: EncoderPlan = _in_child("plan", job, ask.target, watch)
+    made = _in_child("plan", job, ask.target, watch)
+    assert isinstance(made, EncoderPlan)
     return made
 
 
@@ -146,6 +148,8 @@ def encoders(root: Path) -> Sequence[EncoderBuild]:
     found = []
     for record in sorted(root.glob("*/quantlab_encoder.json")):
         encoder = known(record.parent)
-        plans = [msgspec.json.decode(one.read_bytes(), type=EncoderPlan) for one in sorted(record.parent.glob("*-*.json"))]
+        plans = [
+            msgspec.json.decode(one.read_bytes(), type=EncoderPlan) for one in sorted(record.parent.glob("*-*.json"))
+        ]
         found += [EncoderBuild(folder=str(record.parent), encoder=encoder, plans=tuple(plans))] if encoder else []
     return found

@@ -72,7 +72,7 @@ class Encoder(Result, frozen=True, kw_only=True):
     differences: tuple[Difference, ...] = ()
     """Empty where ONNX Runtime has no kernels for the precision."""
     answers: AnswersHeld | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str]
     notes: tuple[str, ...] = ()
 
 

@@ -23,14 +23,15 @@ def lines(made: EncoderBuild) -> Iterator[str]:
 
 
 def _difference(one: Difference) -> str:
-    return f"batch {one.batch}: largest {one.absolute:.2g} ({one.relative:.2g} of the largest state), norm {one.norm:.2g}"
+    return (
+        f"batch {one.batch}: largest {one.absolute:.2g} ({one.relative:.2g} of the largest state), norm {one.norm:.2g}"
+    )
 
 
 def _answers(one: AnswersHeld) -> str:
-    return (
-        f"{one.changed} of {one.questions:,} answers changed ({one.right_to_wrong} right to wrong, {one.wrong_to_right} wrong "
-        f"to right); score {one.score[0]:.2%} -> {one.score[1]:.2%}, nats {one.nats[0]:.4f} -> {one.nats[1]:.4f}"
-    )
+    flips = f"{one.right_to_wrong} right to wrong, {one.wrong_to_right} wrong to right"
+    moved = f"score {one.score[0]:.2%} -> {one.score[1]:.2%}, nats {one.nats[0]:.4f} -> {one.nats[1]:.4f}"
+    return f"{one.changed} of {one.questions:,} answers changed ({flips}); {moved}"
 
 
 def _plan(plan: EncoderPlan) -> Iterator[str]:
