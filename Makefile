@@ -49,7 +49,7 @@ test: setup lint
 test-ortgenai:
 	test -x .venv-ortgenai/bin/python || $(PYTHON) -m venv .venv-ortgenai
 	.venv-ortgenai/bin/python -m pip install --quiet -c constraints.txt -c environments/ortgenai.txt onnxruntime-genai onnx --editable '.[test]'
-	OMP_NUM_THREADS=1 .venv-ortgenai/bin/python -m pytest tests/test_engines_contract.py tests/test_engines_ortgenai.py tests/test_formats_onnx.py
+	OMP_NUM_THREADS=1 .venv-ortgenai/bin/python -m pytest tests/test_engines_contract.py tests/test_engines_ortgenai.py tests/test_formats_onnx.py tests/test_encoder.py
 
 # vLLM's CPU build pins torch==2.13.0+cpu, which lies on PyTorch's own index (PIP_EXTRA_INDEX_URL); an interpreter that has
 # it can be named instead: make test-vllm VLLM_PYTHON=/env/bin/python. CI does not run it: 3.5 GB.

@@ -102,10 +102,13 @@ def _dry(ask: Any) -> None:
 
 
 def _text(words: dict[str, Any]) -> None:
-    from quantlab.engines.trtllm_mllama import legacy
+    from quantlab.engines.trtllm_mllama import ENCODER_TOKENS, legacy
     from quantlab.errors import Refused
+    from quantlab.pipeline.encoding import tower_of
 
-    flow = legacy(words["model"], words["precision"])
+    model, shape = tower_of(words["model"])
+    tokens = shape.tiles * shape.tokens if shape else ENCODER_TOKENS
+    flow = legacy(model.location, words["precision"], tokens)
     if not words["dry_run"]:
         cure = "Take --dry-run, and run its commands in NVIDIA's container of TensorRT-LLM 1.2.1."
         raise Refused("these scripts are TensorRT-LLM's own, and quantlab has not run them.", place="build", cure=cure)

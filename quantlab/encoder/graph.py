@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantlab.encoder.shape import TowerShape
+from quantlab.encoder.shape import IDS, MASK, PIXELS, STATES, TowerShape
 from quantlab.errors import Broken
 from quantlab.formats.onnx_blocks import narrowed
 from quantlab.formats.onnx_file import KINDS, OnnxFile, value
@@ -41,7 +41,6 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 SMALLEST_SCALE = 6.2e-5
 """Of a quantizer: the smallest normal number of float16, in which the scales are."""
 _NORM = ("weight", "bias")
-PIXELS, IDS, MASK, STATES = "pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_states"
 
 Source = Callable[[str], np.ndarray]
 """Name of a tensor, without the model's prefix -> float32 values; raises Broken when there is none."""

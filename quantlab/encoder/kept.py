@@ -6,11 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from quantlab.encoder.shape import IDS, MASK, PIXELS
 from quantlab.errors import BadInput
 from quantlab.records.encoder import Encoder, EncoderJob
 
 RECORD, CHECK = "quantlab_encoder.json", "check.safetensors"
-INPUTS, STATES = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"), "cross_attention_states"
+INPUTS = (PIXELS, IDS, MASK)
 PROTOCOL = 1
 """Raised by hand when quantlab writes another graph for the same job."""
 

@@ -16,6 +16,7 @@ import msgspec
 from quantlab import disk, weights
 from quantlab.encoder import kept
 from quantlab.encoder.kept import CHECK, PROTOCOL, RECORD
+from quantlab.encoder.shape import STATES
 from quantlab.errors import BadInput, NoAccess
 from quantlab.records import encode
 from quantlab.records.encoder import AnswersHeld, Difference, Encoder, EncoderJob, EncoderPlan, PlanJob
@@ -98,7 +99,7 @@ def _checked(
     given = pictures.batch(1)
     with torch.inference_mode():
         states = tower(*given)
-    named = dict(zip((*kept.INPUTS, kept.STATES), (*given, states), strict=True))
+    named = dict(zip((*kept.INPUTS, STATES), (*given, states), strict=True))
     save_file({name: one.contiguous() for name, one in named.items()}, folder / CHECK)
     if spec.precision == "bf16":
         return (), None

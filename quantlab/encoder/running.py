@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from quantlab.encoder.builder import logger
-from quantlab.encoder.graph import IDS, MASK, PIXELS, STATES
+from quantlab.encoder.shape import IDS, MASK, PIXELS, STATES
 from quantlab.errors import StageFailed
 
 TYPES = {"HALF": torch.float16, "BF16": torch.bfloat16, "FLOAT": torch.float32}

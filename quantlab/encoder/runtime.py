@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quantlab.encoder.graph import IDS, MASK, PIXELS
+from quantlab.encoder.shape import IDS, MASK, PIXELS
 from quantlab.errors import Broken, NoAccess
 
 UNFUSED = {"fp8": {"session.disable_quant_qdq": "1"}}

@@ -1,4 +1,4 @@
-"""Sizes of Mllama's vision tower and projector, from config.json. No SDK."""
+"""Sizes of Mllama's vision tower and projector, from config.json, and what goes in and out. No SDK."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlab.errors import BadInput, Refused
+
+PIXELS, IDS, MASK, STATES = "pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_states"
+"""Inputs and output of the graph, named as in transformers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from quantlab.encoder.check import difference
-from quantlab.encoder.kept import CHECK, INPUTS, STATES
+from quantlab.encoder.kept import CHECK, INPUTS
 from quantlab.encoder.running import OpenedPlan
+from quantlab.encoder.shape import STATES
 from quantlab.records.encoder import EncoderPlan, Latency
 
 WARMUP, REPEATS = 3, 10

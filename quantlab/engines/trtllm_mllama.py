@@ -13,19 +13,19 @@ from collections.abc import Iterator
 
 import msgspec
 
-from quantlab.encoder.shape import TowerShape, tower_shape
-from quantlab.errors import BadInput, Refused
+from quantlab.errors import Refused
 
 EXAMPLES = "examples/models/core"
 PRECISIONS = ("bf16", "fp8")
-TILES = {448: 4100, 560: 6404}
-"""Pixels of a tile's side -> encoder tokens of four tiles: the base models and the Instruct ones."""
+ENCODER_TOKENS = 6404
+"""Of one picture, four tiles of 560 pixels: 11B and 90B Instruct. The base models have 4,100 (448 pixels)."""
 BATCH, SEQUENCE, STEP = 4, 2048, 4096
 NOT_RUN = "not run here: from the documentation of TensorRT-LLM 1.2.1, whose issue 10615 says the 11B build failed."
 
 
 class LegacyFlow(msgspec.Struct, frozen=True, kw_only=True):
-    """Commands in their order, in a checkout of TensorRT-LLM 1.2.1."""
+    """Commands in their order, in a checkout of TensorRT-LLM 1.2.1. Of the Python scripts the documentation names these
+    arguments; only trtllm-build's are held against the contract."""
 
     model: str
     precision: str
@@ -39,7 +39,7 @@ class LegacyFlow(msgspec.Struct, frozen=True, kw_only=True):
             yield shlex.join(command)
 
 
-def legacy(model: str, precision: str, encoder_tokens: int = TILES[560], tensor_parallel: int = 1) -> LegacyFlow:
+def legacy(model: str, precision: str, encoder_tokens: int = ENCODER_TOKENS, tensor_parallel: int = 1) -> LegacyFlow:
     """The commands for a folder or hub id of Llama 3.2 Vision.
 
     Args:
@@ -91,11 +91,3 @@ def _engine(encoder_tokens: int) -> tuple[str, ...]:
         "--max_encoder_input_len": encoder_tokens,
     }
     return ("trtllm-build", *(str(word) for pair in sizes.items() for word in pair))
-
-
-def tokens(config: dict[str, object]) -> int:
-    """Encoder tokens of one picture, from a config.json. Raises BadInput: a text-only model."""
-    shape: TowerShape = tower_shape(config)
-    if shape.tiles < 1:
-        raise BadInput("no tile.", place="config.json")
-    return shape.tiles * shape.tokens

@@ -59,12 +59,17 @@ def encoder_refusals(ask: EncoderAsk) -> TowerShape | None:
     require(ask.target, ask.precision, ask.capabilities)
     if len(ask.batches) < 1 or sorted(set(ask.batches)) != list(ask.batches) or ask.batches[0] < 1:
         raise BadInput(f"{ask.batches} are no sizes.", place="--batch", cure="Give growing numbers from 1 on: 1,4,16.")
-    model = catalog.model(ask.model)
+    return tower_of(ask.model)[1]
+
+
+def tower_of(word: str) -> tuple[Model, TowerShape | None]:
+    """The model, and its tower's sizes where the weights are here. Raises BadInput: a text-only model."""
+    model = catalog.model(word)
     if model.modality != "vision":
         cure = "Take a model with images: 11b, 90b or mllama-easyvqa."
         raise BadInput(f"{model.word} reads text only, it has no vision encoder.", place="--model", cure=cure)
     here = fetch.local(model, places.home())
-    return tower_shape(weights.config(here.path)) if here else None
+    return model, tower_shape(weights.config(here.path)) if here else None
 
 
 def build_encoder(ask: EncoderAsk, watch: Watcher) -> EncoderBuild:
