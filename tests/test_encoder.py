@@ -327,7 +327,7 @@ def test_bad_input_leaves_no_folder(sdk: None, tmp_path: Path, tiny_model: Path)
         (BadInput, "reads text only", {"source": str(tiny_model)}),
         (BadInput, "cannot be read", {"pictures": (str(broken),)}),
         (BadInput, "no picture", {"pictures": ()}),
-        (Broken, "shape", {"source": str(edited(tmp_path / "wider", intermediate_size=512))}),
+        (Broken, "config.json says", {"source": str(edited(tmp_path / "wider", intermediate_size=512))}),
     ]
     for kind, says, words in cases:
         with pytest.raises(kind, match=says):

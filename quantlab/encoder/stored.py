@@ -11,7 +11,7 @@ import torch
 from quantlab import weights
 from quantlab.encoder.shape import TowerShape, tower_shape
 from quantlab.encoder.towers import TorchTower
-from quantlab.errors import Refused
+from quantlab.errors import Broken, Refused
 from quantlab.formats.arrays import PLAIN, Arrays
 from quantlab.formats.declared import read_quantization
 from quantlab.formats.names import SIGHT
@@ -44,7 +44,7 @@ def open_tower(folder: Path, dtype: torch.dtype, device: str = "cpu") -> tuple[T
 
     Raises:
         BadInput, Refused: not a Mllama, or a quantized tower.
-        Broken: a weight is missing.
+        Broken: a weight is missing, or has another shape.
     """
     from transformers import AutoConfig
 
@@ -52,5 +52,10 @@ def open_tower(folder: Path, dtype: torch.dtype, device: str = "cpu") -> tuple[T
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tower = TorchTower(config.vision_config, shape.out)
     own = {name: torch.from_numpy(source(name)) for name in tower.state_dict()}
+    for name, one in tower.state_dict().items():
+        if own[name].shape != one.shape:
+            cure = "Fetch config.json and weights again; they belong together."
+            said = f"has shape {list(own[name].shape)}, and config.json says {list(one.shape)}."
+            raise Broken(said, place=name, cure=cure)
     tower.load_state_dict(own)
     return tower.to(device, dtype).eval(), shape

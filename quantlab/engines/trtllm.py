@@ -35,6 +35,8 @@ from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Gpu, H
 PACKAGE = "tensorrt-llm"
 ARCHITECTURES = ("LlamaForCausalLM", "MllamaForConditionalGeneration", "MistralForCausalLM", "Qwen2ForCausalLM")
 """Of those its PyTorch flow lists, what quantlab can quantize."""
+SEEING, SEEING_FORMATS = "MllamaForConditionalGeneration", ("bf16", "fp8")
+"""Of a model with images it lists fewer precisions: no INT4-AWQ."""
 GPUS: dict[str, tuple[str, ...]] = {
     capability: (*(word for word, each in FORMATS.items() if capability in each.trtllm), "fp8 cache")
     for capability in FORMATS["bf16"].trtllm
@@ -171,6 +173,9 @@ def _no_model(checkpoint: Checkpoint) -> str | None:
     if checkpoint.architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         return f"engine trtllm serves {known} here, and this is {checkpoint.architecture}. Use engine torch."
+    if checkpoint.architecture == SEEING and checkpoint.format not in SEEING_FORMATS and not checkpoint.simulated:
+        listed = " and ".join(SEEING_FORMATS)
+        return f"TensorRT-LLM lists {listed} for {SEEING}, not {checkpoint.format}. Use fp8, or engine torch."
     if checkpoint.format == "int4" and not checkpoint.simulated:
         return (
             f"TensorRT-LLM loads {checkpoint.format} as W4A16_AWQ and reads a pre_quant_scale that only AWQ writes. "

@@ -19,7 +19,7 @@ import torch
 
 from quantlab import weights
 from quantlab.errors import BadInput, Broken, Refused
-from quantlab.formats import autoawq, compressed
+from quantlab.formats import autoawq, compressed, names
 from quantlab.formats.converted import RECORD, Choice, Layout, known, made_from
 from quantlab.formats.folding import Folds, Heads, fold
 from quantlab.formats.modelopt import read_quantization
@@ -80,6 +80,7 @@ def convert(
     if found is None and target.exists():
         raise BadInput("there is something already.", place=str(target), cure="Name a folder that does not exist.")
     _require_int4(source)
+    _require_text(source)
     work = _Work(source, LAYOUTS[layout], average=o_proj == "average")
     with weights.written_whole(target) as folder:
         work.write(folder, progress)
@@ -101,6 +102,18 @@ def _require_int4(source: Path) -> None:
         )
 
 
+def _require_text(source: Path) -> None:
+    """Cross-attention's keys and values are made of the picture's states, and one projector makes those for all layers:
+    a `pre_quant_scale` of theirs has no place. And nobody would read the folder."""
+    if names.of(source) == names.MLLAMA:
+        raise Refused(
+            "it is a Llama with images: scales of its cross-attention's keys and values fold into nothing, and who "
+            "would read it? vLLM dropped the family after 0.10.2, and AutoAWQ never had it.",
+            place=str(source),
+            cure="Score it with engine torch; its vision encoder is built by `quantlab build --part vision`.",
+        )
+
+
 @dataclass
 class _Work:
     """One conversion under way."""
@@ -117,8 +130,8 @@ class _Work:
     def __post_init__(self) -> None:
         self.headers = weights.headers(self.source)
         self.tensors = Tensors(self.source)
-        names = [name.removesuffix(".pre_quant_scale") for name in self.headers if name.endswith(".pre_quant_scale")]
-        scales = {name: self.tensors.scale(f"{name}.pre_quant_scale", CPU) for name in names}
+        scaled = [name.removesuffix(".pre_quant_scale") for name in self.headers if name.endswith(".pre_quant_scale")]
+        scales = {name: self.tensors.scale(f"{name}.pre_quant_scale", CPU) for name in scaled}
         self.folds = fold(scales, self._heads(), average=self.average)
         lost = [layer for layer in self.folds.rows if not self._is_int4(layer)]
         if lost:

@@ -147,6 +147,16 @@ def _tokenizer(folder: Path, config: dict[str, Any], tensors: Tensors) -> Findin
     return True, f"{found[0]}{f', {kind}' if kind else ''}."
 
 
+def _sight(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
+    """TensorRT-LLM 1.2.1's list for Mllama: bf16, FP8 and weight-only integers without AWQ."""
+    if "vision_config" not in config:
+        return True, "text only."
+    algorithm = said(folder).get("quant_algo")
+    if algorithm not in (None, "FP8"):
+        return False, f"TensorRT-LLM lists no {algorithm} for a model with images, only bf16 and FP8."
+    return True, "a model with images, of which the PyTorch flow computes the text alone."
+
+
 def _layers(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     """Weights and scales of every layer that is not excluded."""
     words = said(folder)
@@ -198,5 +208,11 @@ def _some(names: list[str]) -> str:
 
 
 _Check = Callable[[Path, dict[str, Any], Tensors], Finding]
-_SMALL: dict[str, _Check] = {"metadata": _metadata, "group_size": _group, "rope": _rope, "tokenizer": _tokenizer}
+_SMALL: dict[str, _Check] = {
+    "metadata": _metadata,
+    "group_size": _group,
+    "rope": _rope,
+    "tokenizer": _tokenizer,
+    "sight": _sight,
+}
 _LARGE: dict[str, _Check] = {"layers": _layers, "kv_cache": _cache}
