@@ -8,7 +8,7 @@ import msgspec
 
 from quantlab.encoder.shape import IDS, MASK, PIXELS
 from quantlab.errors import BadInput
-from quantlab.records.encoder import Encoder, EncoderJob
+from quantlab.records.encoder import Encoder, EncoderJob, EncoderPlan, PlanJob
 
 RECORD, CHECK = "quantlab_encoder.json", "check.safetensors"
 INPUTS = (PIXELS, IDS, MASK)
@@ -44,6 +44,19 @@ def require(folder: Path) -> Encoder:
     if found is None or not whole(folder, found):
         raise BadInput("holds no whole encoder.", place=str(folder), cure="quantlab build --part vision makes one.")
     return found
+
+
+def plan(folder: Path, spec: PlanJob, capability: str, version: str) -> EncoderPlan | None:
+    """The whole plan that `spec` would give with this builder, or None. A folder is made anew as a whole, so what lies
+    in it is of this encoder."""
+    name = f"{spec.target}-{capability}"
+    try:
+        found = msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=EncoderPlan)
+        size = (folder / f"{name}.plan").stat().st_size
+    except (OSError, msgspec.DecodeError):
+        return None
+    fits = (found.batches, found.version, found.bytes) == (spec.batches, version, size)
+    return found if fits else None
 
 
 def placeless(job: EncoderJob) -> EncoderJob:

@@ -132,7 +132,7 @@ def _require_onnx() -> None:
 
 
 def plan(spec: PlanJob, reporter: Reporter) -> EncoderPlan:
-    """The task "plan".
+    """The task "plan". One of the same builder that is there already, whole, is taken as it is.
 
     Raises:
         NoAccess: the builder is not installed here.
@@ -144,7 +144,10 @@ def plan(spec: PlanJob, reporter: Reporter) -> EncoderPlan:
     folder = Path(spec.folder)
     encoder = kept.require(folder)
     trt = builder.sdk(spec.target)
-    capability = spec.capability or _here()
+    capability, version = spec.capability or _here(), f"{trt.__name__} {trt.__version__}"
+    found = kept.plan(folder, spec, capability, version)
+    if found is not None and (found.state == "run" or not _runs(capability)):
+        return found
     reporter.progress("plan", 0, 1, f"building for {capability}")
     made = builder.build(trt, folder / "model.onnx", spec.batches, spec.capability)
     record = EncoderPlan(
@@ -157,7 +160,7 @@ def plan(spec: PlanJob, reporter: Reporter) -> EncoderPlan:
         weights_bytes=made.weights_bytes,
         build_seconds=made.seconds,
         batches=spec.batches,
-        version=f"{trt.__name__} {made.version}",
+        version=version,
     )
     disk.write(folder / record.file, made.plan)
     record = _ran(trt, record, made.plan, folder)
@@ -176,11 +179,16 @@ def _here() -> str:
     return found[0].compute_capability
 
 
-def _ran(trt: Any, record: EncoderPlan, plan: bytes, folder: Path) -> EncoderPlan:
-    """The record with what running it told, where there is a GPU of its kind and a torch that uses it."""
+def _runs(capability: str) -> bool:
+    """There is a GPU of this kind here."""
     from quantlab.host import gpus
 
-    if not any(gpu.compute_capability == record.capability for gpu in gpus()):
+    return any(gpu.compute_capability == capability for gpu in gpus())
+
+
+def _ran(trt: Any, record: EncoderPlan, plan: bytes, folder: Path) -> EncoderPlan:
+    """The record with what running it told, where there is a GPU of its kind and a torch that uses it."""
+    if not _runs(record.capability):
         return record
     try:
         from quantlab.encoder.timed import timed

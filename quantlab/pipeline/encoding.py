@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantlab import catalog, child, fetch, places, weights
-from quantlab.encoder.kept import known
 from quantlab.encoder.shape import TowerShape, tower_shape
 from quantlab.encoder.targets import require
 from quantlab.errors import BadInput, Broken
@@ -144,17 +142,3 @@ def _questions(ask: EncoderAsk) -> tuple[str, ...]:
     if catalog.model(ask.model).word != OWN_MODEL or ask.precision == "bf16":
         return ()
     return tuple(str(catalog.builtin() / name) for name in OWN_QUESTIONS)
-
-
-def encoders(root: Path) -> Sequence[EncoderBuild]:
-    """What lies under `root`: encoders with their plans, by folder."""
-    import msgspec
-
-    found = []
-    for record in sorted(root.glob("*/quantlab_encoder.json")):
-        encoder = known(record.parent)
-        plans = [
-            msgspec.json.decode(one.read_bytes(), type=EncoderPlan) for one in sorted(record.parent.glob("*-*.json"))
-        ]
-        found += [EncoderBuild(folder=str(record.parent), encoder=encoder, plans=tuple(plans))] if encoder else []
-    return found
