@@ -119,7 +119,9 @@ def test_what_a_target_has_is_let_through() -> None:
     assert lacking("9.0", "fp8") == ""
 
 
-def test_the_command_refuses_before_anything_is_started(tmp_path: Path) -> None:
+def test_the_command_refuses_before_anything_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantlab.host.gpus", tuple)
+
     def error(*words: str) -> QuantlabError:
         done = CliRunner().invoke(cli, ["build", "--into", str(tmp_path / "x"), *words])
         assert isinstance(done.exception, QuantlabError), done.output
@@ -130,6 +132,12 @@ def test_the_command_refuses_before_anything_is_started(tmp_path: Path) -> None:
     assert "no int4" in error("-m", "11b", "--precision", "int4_awq").problem
     assert "no sizes" in error("-m", "11b", "--batch", "one").problem
     assert "no sizes" in error("-m", "11b", "--batch", "4,1").problem
+    assert "there is none here" in error("-m", "mllama-easyvqa", "--target", "tensorrt").problem
+    monkeypatch.setenv("QUANTLAB_ENGINE_RTX", sys.executable)
+    bare = error("-m", "mllama-easyvqa", "--target", "rtx", "--sm", "89")
+    assert isinstance(bare, NoAccess)
+    assert "engines setup rtx" in bare.cure
+    assert "cannot be read" in error("-m", "mllama-easyvqa", "--questions", str(tmp_path / "none")).problem
     assert "no folder" in error("-m", "mllama-easyvqa", "--pictures", str(tmp_path / "none")).problem
     assert "no picture" in error("-m", "mllama-easyvqa", "--pictures", str(tmp_path)).problem
     assert not (tmp_path / "x").exists()
@@ -153,6 +161,7 @@ def test_a_record_whose_files_were_cut_is_not_used(tmp_path: Path) -> None:
     (tmp_path / kept.RECORD).write_bytes(encode(record))
     assert kept.usable(tmp_path, asked) == record
     assert kept.usable(tmp_path, job(tmp_path, "fp16")) is None
+    assert kept.usable(tmp_path, job(tmp_path, data="other pictures")) is None
     (tmp_path / "model.onnx").write_bytes(b"1234")
     assert kept.usable(tmp_path, asked) is None
     with pytest.raises(BadInput, match="no whole encoder"):
@@ -373,7 +382,11 @@ def test_a_plan_is_built_without_a_gpu_and_marked(rtx: Any, rounded: dict[str, A
     from quantlab.records.encoder import PlanJob
 
     folder, _ = rounded["fp8"]
-    made = plan(PlanJob(folder=str(folder), target="rtx", capability="8.9"), Reporter())
+    spec = PlanJob(folder=str(folder), target="rtx", capability="8.9")
+    made = plan(spec, Reporter())
+    written = (folder / made.file).stat().st_mtime_ns
+    assert plan(spec, Reporter()) == made
+    assert (folder / made.file).stat().st_mtime_ns == written, "what is there is taken as it is"
     assert (made.state, made.capability, made.precision) == ("built, not run", "8.9", "fp8")
     assert (folder / made.file).stat().st_size == made.bytes
     assert made.weights_bytes is not None

@@ -38,6 +38,11 @@ SDKS: dict[str, tuple[Sdk, ...]] = {
     ),
     "rtx": (Sdk("tensorrt-rtx-cu13-bindings", "1.7", "1.8"),),
     "aiperf": (Sdk("aiperf", "0.13", "0.14"),),
+    "tensorrt": (
+        Sdk("tensorrt", "10.0", "12.0"),
+        Sdk("tensorrt-cu13", "10.0", "12.0"),
+        Sdk("tensorrt-cu12", "10.0", "12.0"),
+    ),
 }
 """Engine, client or builder -> the packages of which it needs one. An engine that is not here needs none."""
 CLIENTS = ("aiperf",)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
-from quantlab import catalog, child, fetch, places, weights
+from quantlab import catalog, child, fetch, host, places, probe, weights
 from quantlab.encoder.shape import TowerShape, tower_shape
 from quantlab.encoder.targets import require
-from quantlab.errors import BadInput, Broken
+from quantlab.errors import BadInput, Broken, Refused
 from quantlab.pipeline.stage import Watcher
 from quantlab.records import FetchJob, Model, Weights
 from quantlab.records.encoder import Encoder, EncoderBuild, EncoderJob, EncoderPlan, EncoderPrecision, PlanJob, Target
@@ -77,20 +78,34 @@ def build_encoder(ask: EncoderAsk, watch: Watcher) -> EncoderBuild:
         QuantlabError: as `encoder_refusals`, and what a child says.
     """
     encoder_refusals(ask)
+    _require_builder(ask.target)
     source, into = _weights(catalog.model(ask.model), watch), encoder_folder(ask).absolute()
+    pictures, questions = _pictures(ask.pictures), _questions(ask)
     job = EncoderJob(
         source=source.path,
         into=str(into),
         digest=source.digest,
         precision=ask.precision,
         batches=ask.batches,
-        pictures=_pictures(ask.pictures),
-        questions=_questions(ask),
+        pictures=pictures,
+        questions=questions,
+        data=_digest(pictures + questions),
     )
     encoder = _in_child("encoder", job, WRITES_ONNX, watch)
     assert isinstance(encoder, Encoder)
     plans = [] if ask.target == "onnx" else [_plan(ask, into, one, watch) for one in ask.capabilities or (None,)]
     return EncoderBuild(folder=str(into), encoder=encoder, plans=tuple(plans))
+
+
+def _require_builder(target: Target) -> None:
+    """Before the minutes that an encoder takes. Raises: Refused, NoAccess, BadInput, as probe.require."""
+    if target == "tensorrt" and not host.gpus():
+        cure = "Take --target rtx --sm ..., which needs none to build, or --target onnx."
+        raise Refused(
+            "TensorRT builds on the GPU that it builds for, and there is none here.", place="build", cure=cure
+        )
+    if target != "onnx":
+        probe.require(target, places.find(target))
 
 
 def _plan(ask: EncoderAsk, into: Path, capability: str | None, watch: Watcher) -> EncoderPlan:
@@ -134,6 +149,16 @@ def _pictures(folder: Path | None) -> tuple[str, ...]:
     if not found:
         raise BadInput("holds no picture.", place=str(chosen), cure="Give a folder of PNG, JPEG or WebP files.")
     return tuple(found)
+
+
+def _digest(files: tuple[str, ...]) -> str:
+    found = sha256()
+    for file in files:
+        try:
+            found.update(Path(file).read_bytes())
+        except OSError as error:
+            raise BadInput(f"cannot be read: {error.strerror}.", place=file, cure="Check the path.") from None
+    return found.hexdigest()
 
 
 def _questions(ask: EncoderAsk) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ class EncoderJob(Spec, frozen=True, kw_only=True):
     """Files: INT8 and FP8 are calibrated with all of them, the check takes them in turn."""
     questions: tuple[str, ...] = ()
     """Files of multiple-choice items about pictures; empty: answers are not compared."""
+    data: str = ""
+    """Digest of the bytes of both."""
 
 
 class Difference(Result, frozen=True, kw_only=True):
