@@ -1,8 +1,9 @@
 """Mllama's vision tower and projector as an ONNX graph, written by hand.
 
-By hand, and not by torch.onnx.export, for three reasons. Weights go to the disk one by one; the
-largest of 11B's is the table by aspect ratio, 0.3 GB in float32. The arithmetic is said in the graph, operator by operator, as TensorRT 11 wants it
-(it has no precision flags any more). And Q and DQ stand where they shall; the exporters fail on a quantized tower.
+By hand, and not by torch.onnx.export, for three reasons. Weights go to the disk one by one; the largest of 11B's is the
+table by aspect ratio, 0.3 GB in float32. The arithmetic is said in the graph, operator by operator, as TensorRT 11
+wants it (it has no precision flags any more). And Q and DQ stand where they shall; the exporters fail on a quantized
+tower.
 
     pixel_values [batch, 1, tiles, channels, image, image], aspect_ratio_ids int64 [batch, 1],
     aspect_ratio_mask int64 [batch, 1, tiles]      ->      cross_attention_states [batch, tiles, tokens, out]
