@@ -177,7 +177,7 @@ def job(folder: Path, path: Path | None = None, **fields: Any) -> MeasureJob:
         "suite_name": "test",
         "suite_folder": str(ROOT / "evals" / "suites"),
         "tasks_folder": str(ROOT / "evals" / "tasks"),
-        "grid": Grid(summary="test", isl=(8,), osl=(4,), batch=(1, 2)),
+        "grid": Grid(summary="test", isl=(8,), osl=(4,), batch=(1, 2), max_variation=100.0),
         "grid_name": "test",
     }
     return MeasureJob(**{**whole, **fields})

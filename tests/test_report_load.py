@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from quantlab.records import Candidate, Knee, LoadCell, Number, Percentiles, Run
-from quantlab.report import load, to_html, to_markdown
+from quantlab.report import figures, load, to_html, to_markdown
 from quantlab.report.rows import rows
 from tests.report_runs import HOSTILE, bare, demo, gpu
 from tests.test_report import Page, screen
@@ -41,7 +41,16 @@ def test_cells_knees_and_reasons_are_on_every_face() -> None:
         assert "out of memory with 64 requests in flight" in face
         assert "served" in face
     row = next(line for line in text.splitlines() if [one.strip() for one in line.split("|")][2:3] == ["served"])
-    assert [one.strip() for one in row.split("|")][1:9] == ["bf16", "served", "512", "128", "16", "1,600", "-", "20.0"]
+    assert [one.strip() for one in row.split("|")][1:9] == [
+        "bf16",
+        "served",
+        "512",
+        "128",
+        "16",
+        "1,600",
+        figures.NOTHING,
+        "20.0",
+    ]
 
 
 def test_lines_are_recipes_and_modes_and_marks_lie_in_order() -> None:
