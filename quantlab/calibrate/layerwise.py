@@ -88,9 +88,7 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     data = source.calibration(spec, blocks.skeleton)
     assert data is None or isinstance(data, Samples)
     walked = Walked.begin(spec, blocks, data, presets.method(config))
-    for index in range(walked.done, blocks.count):
-        reporter.progress("calibrate", index, blocks.count, "block by block")
-        _block(spec, config, blocks, walked, index)
+    _through(spec, config, blocks, walked, reporter)
     with folders.written_whole(Path(spec.into)) as folder:
         layers = _together(spec, blocks, walked, folder)
         made = accounting.checkpoint(spec, folder, layers)
@@ -132,6 +130,17 @@ def _require(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks) -> None
         problem = f"it quantizes other layers in {odd[0].rstrip('.')} than in the first block."
         cure = "Calibrate the whole model: ModelOpt describes such a mixture only when it sees all of it."
         raise Refused(problem, place=f"recipe {spec.recipe_name}", cure=cure)
+
+
+def _through(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: Walked, reporter: Reporter) -> None:
+    """All blocks that are not finished; the first of them says how long the others take."""
+    for index in range(walked.done, blocks.count):
+        reporter.progress("calibrate", index, blocks.count, "block by block")
+        begun = time.monotonic()
+        _block(spec, config, blocks, walked, index)
+        if index == walked.resumed_at:
+            took, left = time.monotonic() - begun, blocks.count - index - 1
+            reporter.note("calibrate", f"A block took {took:.0f} s; the other {left} take about {took * left:.0f} s.")
 
 
 def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: Walked, index: int) -> None:

@@ -59,6 +59,13 @@ class Common:
     finite: set[str] = field(default_factory=set)
     """Weights that were found finite."""
 
+    def check(self, weights: str, reporter: Reporter) -> None:
+        """Raises Broken where a weight is not finite."""
+        reporter.progress("calibrate", 0, 1, "reading the weights")
+        if weights not in self.finite:
+            source.check_finite(weights)
+            self.finite.add(weights)
+
 
 def run_all(spec: CalibrateJobs, reporter: Reporter) -> dict[str, str]:
     """Calibrate several recipes of one model. Each one's record is sent as an Event as soon as it is finished.
@@ -96,10 +103,7 @@ def run(
         Broken: weights that are not finite, or a quantizer that saw no data.
     """
     started, common = time.monotonic(), common or Common()
-    reporter.progress("calibrate", 0, 1, "reading the weights")
-    if spec.weights.path not in common.finite:
-        source.check_finite(spec.weights.path)
-        common.finite.add(spec.weights.path)
+    common.check(spec.weights.path, reporter)
     if spec.recipe.preset is None:
         return accounting.baseline(spec, time.monotonic() - started)
     config = presets.configuration(spec.recipe, spec.group_size, _presets())
