@@ -25,7 +25,7 @@ from torch import nn
 
 from quantlab import weights as folders
 from quantlab.calibrate import accounting, folded, layerwise, presets, probe, quantizers, source, unified
-from quantlab.calibrate.feed import Feed, choose_batch, fed, placed
+from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
 from quantlab.calibrate.shared import Passes
@@ -76,6 +76,7 @@ def run_all(spec: CalibrateJobs, reporter: Reporter) -> dict[str, str]:
     common, failed = Common(), {}
     for job in spec.jobs:
         gc.collect()  # a model's hooks hold it in circles
+        give_back()
         whole = accounting.forget_peak()
         try:
             made = run(job, reporter.about(job.recipe_name), common, () if whole else (ALL_PEAKS,))
