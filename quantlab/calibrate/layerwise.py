@@ -17,6 +17,7 @@ for AWQ without them, so it is not used.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -161,6 +162,8 @@ def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: W
     prefix = f"{blocks.prefix}.{index}."
     unified.write(model, stored, spec.recipe_name, into, prefix)
     walked.keep(index, layers, notes, seen, after, feed.out if feed else [])
+    del model, feed, seen
+    gc.collect()  # ModelOpt's hooks hold a model in circles
     give_back()
 
 
