@@ -17,6 +17,7 @@ for AWQ without them, so it is not used.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -88,9 +89,7 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     data = source.calibration(spec, blocks.skeleton)
     assert data is None or isinstance(data, Samples)
     walked = Walked.begin(spec, blocks, data, presets.method(config))
-    for index in range(walked.done, blocks.count):
-        reporter.progress("calibrate", index, blocks.count, "block by block")
-        _block(spec, config, blocks, walked, index)
+    _through(spec, config, blocks, walked, reporter)
     with folders.written_whole(Path(spec.into)) as folder:
         layers = _together(spec, blocks, walked, folder)
         made = accounting.checkpoint(spec, folder, layers)
@@ -134,6 +133,17 @@ def _require(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks) -> None
         raise Refused(problem, place=f"recipe {spec.recipe_name}", cure=cure)
 
 
+def _through(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: Walked, reporter: Reporter) -> None:
+    """All blocks that are not finished; the first of them says how long the others take."""
+    for index in range(walked.done, blocks.count):
+        reporter.progress("calibrate", index, blocks.count, "block by block")
+        begun = time.monotonic()
+        _block(spec, config, blocks, walked, index)
+        if index == walked.resumed_at:
+            took, left = time.monotonic() - begun, blocks.count - index - 1
+            reporter.note("calibrate", f"A block took {took:.0f} s; the other {left} take about {took * left:.0f} s.")
+
+
 def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: Walked, index: int) -> None:
     """Calibrate, probe and write one block, and move the hidden states past it."""
     import modelopt.torch.quantization as mtq
@@ -152,6 +162,8 @@ def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: W
     prefix = f"{blocks.prefix}.{index}."
     unified.write(model, stored, spec.recipe_name, into, prefix)
     walked.keep(index, layers, notes, seen, after, feed.out if feed else [])
+    del model, feed, seen
+    gc.collect()  # ModelOpt's hooks hold a model in circles
     give_back()
 
 

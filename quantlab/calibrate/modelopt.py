@@ -25,7 +25,7 @@ from torch import nn
 
 from quantlab import weights as folders
 from quantlab.calibrate import accounting, folded, layerwise, presets, probe, quantizers, source, unified
-from quantlab.calibrate.feed import Feed, choose_batch, fed, placed
+from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
 from quantlab.calibrate.shared import Passes
@@ -59,6 +59,13 @@ class Common:
     finite: set[str] = field(default_factory=set)
     """Weights that were found finite."""
 
+    def check(self, weights: str, reporter: Reporter) -> None:
+        """Raises Broken where a weight is not finite."""
+        reporter.progress("calibrate", 0, 1, "reading the weights")
+        if weights not in self.finite:
+            source.check_finite(weights)
+            self.finite.add(weights)
+
 
 def run_all(spec: CalibrateJobs, reporter: Reporter) -> dict[str, str]:
     """Calibrate several recipes of one model. Each one's record is sent as an Event as soon as it is finished.
@@ -69,6 +76,7 @@ def run_all(spec: CalibrateJobs, reporter: Reporter) -> dict[str, str]:
     common, failed = Common(), {}
     for job in spec.jobs:
         gc.collect()  # a model's hooks hold it in circles
+        give_back()
         whole = accounting.forget_peak()
         try:
             made = run(job, reporter.about(job.recipe_name), common, () if whole else (ALL_PEAKS,))
@@ -96,10 +104,7 @@ def run(
         Broken: weights that are not finite, or a quantizer that saw no data.
     """
     started, common = time.monotonic(), common or Common()
-    reporter.progress("calibrate", 0, 1, "reading the weights")
-    if spec.weights.path not in common.finite:
-        source.check_finite(spec.weights.path)
-        common.finite.add(spec.weights.path)
+    common.check(spec.weights.path, reporter)
     if spec.recipe.preset is None:
         return accounting.baseline(spec, time.monotonic() - started)
     config = presets.configuration(spec.recipe, spec.group_size, _presets())
