@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +30,7 @@ from quantlab.errors import BadInput, Broken, Refused
 from quantlab.measure import Bench, Measured
 from quantlab.measure.estimates import CONFIDENCE, estimate
 from quantlab.measure.kept import Kept, read, save
+from quantlab.measure.stretches import stretches
 from quantlab.measure.windows import Ids, text_digest, windows
 from quantlab.records import Fidelity, FidelityAsk, Number, Reference
 from quantlab.score import divergence
@@ -102,7 +104,9 @@ def fidelity(bench: Bench) -> Measured:
             top.append(chunk.argmax(axis=1))
             row += len(chunk)
     labels = np.repeat(np.arange(len(ids)), ask.length - ask.burn_in) if len(ids) > 1 else None
-    return _conclude(kept, np.concatenate(kl), np.concatenate(top), np.concatenate(nll), labels, started), {}
+    record = _conclude(kept, np.concatenate(kl), np.concatenate(top), np.concatenate(nll), labels, started)
+    base, own, moved = (np.concatenate(part).reshape(len(ids), -1) for part in ([kept.nll], nll, kl))
+    return msgspec.structs.replace(record, stretches=stretches(ask.burn_in, base.astype(np.float64), own, moved)), {}
 
 
 def _conclude(kept: Kept, kl: Floats, top: npt.NDArray[np.int64], nll: Floats, labels: Any, started: float) -> Fidelity:
