@@ -1,6 +1,6 @@
 """Write evals/items/long_*.jsonl: needles in contexts of growing length. Same seed, same bytes; needs no data.
 
-    python scripts/make_needles.py
+python scripts/make_needles.py
 """
 
 from __future__ import annotations
