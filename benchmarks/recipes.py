@@ -3,9 +3,9 @@
     python benchmarks/recipes.py --ledger LEDGER                 # runs what the ledger lacks, a recipe at a time
     python benchmarks/recipes.py --ledger LEDGER --known         # the table of what is there, nothing is run
 
-Every recipe is a `quantlab run` of its own against bf16, so a kill costs one stage, and each is judged on the same items.
-The table is read from the runs that the ledger keeps; a recipe whose suite was not scored says so. Who serves what comes
-from the same tables that `quantlab plan --gpu` asks, GPU by GPU.
+Every recipe is a `quantlab run` of its own against bf16, so a kill costs one stage, and each is judged on the same
+items. The table is read from the runs that the ledger keeps; a recipe whose suite was not scored says so. Who serves
+what comes from the same tables that `quantlab plan --gpu` asks, GPU by GPU.
 """
 
 from __future__ import annotations

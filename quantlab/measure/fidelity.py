@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,14 @@ def fidelity(bench: Bench) -> Measured:
             row += len(chunk)
     labels = np.repeat(np.arange(len(ids)), ask.length - ask.burn_in) if len(ids) > 1 else None
     record = _conclude(kept, np.concatenate(kl), np.concatenate(top), np.concatenate(nll), labels, started)
-    base, own, moved = (np.concatenate(part).reshape(len(ids), -1) for part in ([kept.nll], nll, kl))
-    return msgspec.structs.replace(record, stretches=stretches(ask.burn_in, base.astype(np.float64), own, moved)), {}
+    base, after, apart = (_by_window(part, len(ids)) for part in ([kept.nll], nll, kl))
+    return msgspec.structs.replace(record, stretches=stretches(ask.burn_in, base, after, apart)), {}
+
+
+def _by_window(parts: Sequence[npt.NDArray[Any]], count: int) -> Floats:
+    """float64 [windows, positions]"""
+    found: Floats = np.concatenate(parts).astype(np.float64).reshape(count, -1)
+    return found
 
 
 def _conclude(kept: Kept, kl: Floats, top: npt.NDArray[np.int64], nll: Floats, labels: Any, started: float) -> Fidelity:

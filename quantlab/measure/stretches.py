@@ -1,7 +1,7 @@
 """Fidelity by position: where in a long context does a precision hurt?
 
-A mean over positions hides it. The key/value cache is rounded once a token and read by every later one, so the rounding
-of N tokens is attended to at position N; rotary scaling is wrong, if it is wrong, beyond the original context only. Both
+A mean over positions hides it. The key/value cache is rounded once a token and read by every later one, so the
+rounding of N tokens is attended to at position N; rotary scaling is wrong, if it is wrong, beyond the original context only. Both
 are invisible in windows of 512 tokens, and a tenth of a mean over 4,096.
 
 Stretches double in length (32 to 64, 64 to 128 ...), because what a model gains from context goes with its logarithm: a
@@ -11,6 +11,7 @@ interval says so. Windows are the clusters: positions of one window share its te
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def stretches(burn_in: int, base: Floats, candidate: Floats, kl: Floats) -> tupl
     bounds = edges(burn_in, burn_in + base.shape[1])
     return tuple(
         _stretch(start, stop, *(part[:, start - burn_in : stop - burn_in] for part in (base, candidate, kl)))
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in pairwise(bounds)
     )
 
 

@@ -1,7 +1,7 @@
 """What a precision costs over length: loss against position in a long window, and needles against length of the prompt.
 
-Both charts are differences to the baseline, so a flat line at zero is no damage wherever it lies, and a line that leaves
-zero shows from which length on. Lengths double from one place to the next, and the places are equally far apart. The
+Both charts are differences to the baseline, so a flat line at zero is no damage wherever it lies, and a line that
+leaves zero shows from which length on. Lengths double from one place to the next, and the places are equally far apart. The
 table holds the baseline's own loss as well: a rotary embedding that is scaled wrongly ruins the baseline itself, and
 shows as a loss that rises with position.
 """
@@ -92,7 +92,7 @@ def _task(candidate: Candidate, series: int, score: TaskScore, task: TaskCompari
 
 def charts(run: Run) -> list[tuple[Chart, Spots, tuple[str, ...]]]:
     """Chart, its marks in words, and the headings of their table."""
-    found = []
+    found: list[tuple[Chart, Spots, tuple[str, ...]]] = []
     if spots := by_position(run):
         words = ("Loss by position", "mean over windows; above zero is worse", "tokens that stand before", "nats more")
         heads = ("recipe", "position", "baseline, nats", "change, nats", "KL, nats")

@@ -1,4 +1,4 @@
-"""Needles in long contexts, after RULER (Hsieh et al. 2024, arXiv 2404.06654). Needs no data: all is drawn from the seed.
+"""Needles in long contexts, after RULER (Hsieh et al. 2024, arXiv 2404.06654). Needs no data: all comes from the seed.
 
     one      one sentence with a pass code somewhere in filler; the other choices stand nowhere
     four     four such sentences, one asked for: the model must bind code and thing
@@ -11,8 +11,8 @@ context lie in different quarters of it.
 Items come in squares (squares.py). The four questions of `four` and `lookup` ask about one context, which an engine
 computes once; those of `one` are four contexts with the same four choices.
 
-A context is not stored but its recipe: `order` holds the numbers of the filler's sentences, which stand in the task file,
-and -1, -2 ... for the first, second ... of `needles`. So 4,096 tokens take a few hundred bytes.
+A context is not stored but its recipe: `order` holds the numbers of the filler's sentences, which stand in the task
+file, and -1, -2 ... for the first, second ... of `needles`. So 4,096 tokens take a few hundred bytes.
 """
 
 from __future__ import annotations
