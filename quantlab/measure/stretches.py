@@ -1,11 +1,11 @@
 """Fidelity by position: where in a long context does a precision hurt?
 
 A mean over positions hides it. The key/value cache is rounded once a token and read by every later one, so the
-rounding of N tokens is attended to at position N; rotary scaling is wrong, if it is wrong, beyond the original context only. Both
-are invisible in windows of 512 tokens, and a tenth of a mean over 4,096.
+rounding of N tokens is attended to at position N; rotary scaling is wrong, if it is wrong, beyond the original
+context only. Both are invisible in windows of 512 tokens, and a tenth of a mean over 4,096.
 
-Stretches double in length (32 to 64, 64 to 128 ...), because what a model gains from context goes with its logarithm: a
-sound one predicts better from stretch to stretch. The price is that the first stretches hold few positions; the
+Stretches double in length (32 to 64, 64 to 128 ...), because what a model gains from context goes with its logarithm:
+a sound one predicts better from stretch to stretch. The price is that the first stretches hold few positions; the
 interval says so. Windows are the clusters: positions of one window share its text.
 """
 

@@ -1,9 +1,9 @@
 """What a precision costs over length: loss against position in a long window, and needles against length of the prompt.
 
-Both charts are differences to the baseline, so a flat line at zero is no damage wherever it lies, and a line that
-leaves zero shows from which length on. Lengths double from one place to the next, and the places are equally far apart. The
-table holds the baseline's own loss as well: a rotary embedding that is scaled wrongly ruins the baseline itself, and
-shows as a loss that rises with position.
+Both charts are differences to the baseline, so a flat line at zero is no damage, wherever it lies, and a line that
+leaves zero shows from which length on. Lengths double from one place to the next, and the places are equally far
+apart. The table holds the baseline's own loss as well: a rotary embedding that is scaled wrongly ruins the baseline
+itself, and shows as a loss that rises with position.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def charts(run: Run) -> list[tuple[Chart, Spots, tuple[str, ...]]]:
     """Chart, its marks in words, and the headings of their table."""
     found: list[tuple[Chart, Spots, tuple[str, ...]]] = []
     if spots := by_position(run):
-        words = ("Loss by position", "mean over windows; above zero is worse", "tokens that stand before", "nats more")
+        words = ("Loss by position", "mean over windows; above zero is worse", "position, up to", "nats more")
         heads = ("recipe", "position", "baseline, nats", "change, nats", "KL, nats")
         found.append((_chart(spots, words), spots, heads))
     if spots := by_prompt(run):
@@ -123,7 +123,7 @@ def _chart(spots: Sequence[Spot], words: tuple[str, str, str, str]) -> Chart:
         x_title=x_title,
         y_title=y_title,
         lines=tuple(lines),
-        x_ticks=tuple(Tick(across(place), length.replace(" to ", "–")) for place, length in enumerate(lengths)),
+        x_ticks=tuple(Tick(across(place), length.rpartition(" to ")[2]) for place, length in enumerate(lengths)),
         y_ticks=tuple(Tick(down(value), f"{value:+g}" if value else "0") for value in ticks(low, high, 4)),
         one=down(0.0),
         height=HEIGHT,
