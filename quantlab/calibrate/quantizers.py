@@ -6,7 +6,8 @@ What ModelOpt does silently, and what is done about it here:
   again (NVFP4: one common range), so it is another model than the calibrated one.
   `requantize_resmooth_fused_llm_layers` does that to the live model first; from then on both are the same.
 * A quantizer that never saw data has no `amax` and is exported without a scale: checked before the export.
-* NVFP4's blocks are rounded by a GPU kernel. On a CPU ModelOpt's tensor class does it, as a quantizer's backend (MX: mx_blocks.py).
+* NVFP4's blocks are rounded by a GPU kernel. On a CPU ModelOpt's tensor class does it, as a quantizer's backend (MX:
+  mx_blocks.py).
 """
 
 from __future__ import annotations
