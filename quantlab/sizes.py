@@ -99,6 +99,16 @@ def _enabled(name: str, recipe: Recipe) -> bool:
     return on
 
 
+def too_long(suite: Suite | None, shape: Shape | None) -> Iterator[str]:
+    """Windows of the held-out text that the model cannot take; prompts are known only when they are tokenized."""
+    asked = suite.fidelity if suite else None
+    if asked and shape and asked.length > shape.context:
+        yield (
+            f"the suite's windows of {asked.length:,} tokens are longer than the model's context of "
+            f"{shape.context:,}. Take a suite with shorter windows."
+        )
+
+
 def _blocks(form: str, block: int, layers: tuple[Layer, ...]) -> Iterator[str]:
     """Formats with blocks of their own leave no choice."""
     bad = [each for each in layers if each.inputs % block]
