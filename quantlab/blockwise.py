@@ -24,7 +24,7 @@ COPIES = 3.5
 while they are packed, and the temporaries of rounding the largest layer. Measured: see docs/calibration.md."""
 FLOPS_A_CORE = 4e10
 """float32 operations a second of one x86 core: 171 tokens/s of SmolLM2-135M with AVX2, 250 with AVX-512."""
-PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0}
+PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0, "nvfp4_awq": 12.0}
 """Cost of calibrating in forward passes: fake quantization, and AWQ's search over 11 strengths."""
 HEAD_ROWS = 16384
 """Rows of the output head that are in memory at once for the probe."""

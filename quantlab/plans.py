@@ -26,7 +26,7 @@ import msgspec
 
 from quantlab import blockwise, sight, weights
 from quantlab.records import FORMATS, CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
-from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size
+from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size, too_long
 from quantlab.sizes import sizes as sizes_of
 
 OVERHEAD_BYTES = 1_000_000_000
@@ -100,7 +100,7 @@ def plan(
     sizes = sizes_of(model, weights_path, recipe)
     group, notes, refusals = group_size(recipe, sizes.layers)
     refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration)]
-    refusals += [*_state(model, weights_path), *_packages(suite)]
+    refusals += [*_state(model, weights_path), *_packages(suite), *too_long(suite, sizes.shape)]
     notes += [*_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
     made = Plan(recipe=recipe_name, group_size=group)
     if sizes.total:

@@ -18,7 +18,7 @@ import msgspec
 
 from quantlab import plans, support
 from quantlab.catalog import Datasheet
-from quantlab.records import Grid, Model, Recipe, Shape
+from quantlab.records import Grid, Model, Recipe, Shape, unserved
 from quantlab.serving import Footprint, footprint, gb
 from quantlab.sizes import GROUPS, Layer, Sizes, group_size
 from quantlab.sizes import sizes as sizes_of
@@ -129,7 +129,7 @@ def _served(
     cells = _cells(held, grid, context, batches)
     refusals = [
         *group_refusals,
-        *filter(None, [support.hardware(recipe.format, gpu)]),
+        *filter(None, [unserved(recipe.format), support.hardware(recipe.format, gpu)]),
         *_divisible(sizes, shape, group, made.tp),
         *_too_long(shape, cells),
         *_too_big(held, cells, gpu, made.tp, with_gpus),

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from quantlab.records import Shape
+from quantlab.records import FORMATS, Shape
 from quantlab.sizes import OWN_GROUP, Sizes
 
 STEP_TOKENS = 8192
@@ -33,8 +33,6 @@ ENCODER_LAYERS, ENCODER_WIDTH, ENCODER_MLP = 40, 1280, 5120
 """Llama 3.2 Vision's image encoder: 32 layers and 8 global ones over all tiles (config.json of 11B and 90B)."""
 PROJECTED = 7680
 """What the encoder hands over for a position: six of its widths."""
-BITS = {"bf16": 16.0, "fp8": 8.0}
-"""Bits of a quantized weight; INT4 adds its scales, see `weight_bits`."""
 
 
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,8 +90,8 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def weight_bits(form: str, group: int | None) -> float:
-    """Bits that a quantized weight takes in the checkpoint: INT4 adds one 32-bit scale a group."""
-    return BITS.get(form, 4 + 32 / (group or OWN_GROUP))
+    """Bits that a quantized weight takes in the checkpoint, scales of groups included."""
+    return FORMATS[form].weight_bits(group or OWN_GROUP)
 
 
 def checkpoint_bytes(form: str, group: int | None, sizes: Sizes) -> int:

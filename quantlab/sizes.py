@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from quantlab import weights
-from quantlab.records import Model, Recipe, Shape, Suite
+from quantlab.records import FORMATS, Model, Recipe, Shape, Suite
 
 OWN_GROUP = 128
 """Group size of ModelOpt's INT4 presets."""
@@ -99,11 +99,32 @@ def _enabled(name: str, recipe: Recipe) -> bool:
     return on
 
 
+def too_long(suite: Suite | None, shape: Shape | None) -> Iterator[str]:
+    """Windows of the held-out text that the model cannot take; prompts are known only when they are tokenized."""
+    asked = suite.fidelity if suite else None
+    if asked and shape and asked.length > shape.context:
+        yield (
+            f"the suite's windows of {asked.length:,} tokens are longer than the model's context of "
+            f"{shape.context:,}. Take a suite with shorter windows."
+        )
+
+
+def _blocks(form: str, block: int, layers: tuple[Layer, ...]) -> Iterator[str]:
+    """Formats with blocks of their own leave no choice."""
+    bad = [each for each in layers if each.inputs % block]
+    if bad:
+        widths = ", ".join(str(width) for width in sorted({each.inputs for each in bad}))
+        yield (
+            f"{form} has blocks of {block}, and {block} does not divide the input width {widths} of {len(bad)} layers "
+            f"(first: {bad[0].name}). Use fp8, which has no groups."
+        )
+
+
 def group_size(recipe: Recipe, layers: tuple[Layer, ...]) -> tuple[int | None, list[str], list[str]]:
     """The group size that will be used (None without groups, or when refused), notes and refusals."""
-    asked = recipe.group_size
+    asked, own = recipe.group_size, FORMATS[recipe.format].group
     if asked is None:
-        return None, [], []
+        return None, [], list(_blocks(recipe.format, own, layers)) if own else []
     wanted = asked if isinstance(asked, int) else OWN_GROUP
     bad = [each for each in layers if each.inputs % wanted]
     if not bad:

@@ -14,7 +14,7 @@ from quantlab.catalog import Datasheet
 from quantlab.engines import ENGINES, engine
 from quantlab.records import Checkpoint, Gpu, Host
 
-FIRST = {"bf16": (8, 0), "int4": (8, 0), "int4_awq": (8, 0), "fp8": (8, 9), "nvfp4": (10, 0)}
+FIRST = {"bf16": (8, 0), "int4": (8, 0), "int4_awq": (8, 0), "fp8": (8, 9), "nvfp4": (10, 0), "mxfp8": (10, 0)}
 """Format -> first compute capability whose tensor cores compute it."""
 LINES = {"trtllm": "1.2", "vllm": "0.24"}
 """Engine -> the line whose tables are asked."""
@@ -38,7 +38,7 @@ def hardware(form: str, gpu: Datasheet) -> str:
     first = FIRST.get(form)
     if first is None or gpu.capability >= first:
         return ""
-    what = {"fp8": "FP8", "nvfp4": "NVFP4"}.get(form, form)
+    what = {"fp8": "FP8", "nvfp4": "NVFP4", "mxfp8": "MXFP8"}.get(form, form)
     return (
         f"{what} needs compute capability {first[0]}.{first[1]} and {gpu.word} has {gpu.compute_capability}. "
         "Take int4_awq or bf16 there, or a newer GPU."

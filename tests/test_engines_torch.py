@@ -229,10 +229,10 @@ def test_what_it_does_not_support_is_a_sentence(tmp_path: Path) -> None:
 
     vision = msgspec.structs.replace(checkpoint, architecture="LlavaForConditionalGeneration")
     llama = msgspec.structs.replace(checkpoint, architecture="MllamaForConditionalGeneration")
-    other = msgspec.structs.replace(checkpoint, format="mxfp4")
+    other = msgspec.structs.replace(checkpoint, format="int3")
     assert "Llava" in str(TorchEngine().supports(vision, HOST))
     assert TorchEngine().supports(llama, HOST) is None
-    assert "mxfp4" in str(TorchEngine().supports(other, HOST))
+    assert "int3" in str(TorchEngine().supports(other, HOST))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -99,7 +99,7 @@ def test_quantization_is_read(tiny_model: Path, tiny_fp8: Path, tiny_int4_awq: P
     ("config", "kind"),
     [
         ({"quant_method": "gptq", "bits": 4}, Refused),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, Refused),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4_SVD"}, Refused),
         ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": "NVFP4"}, Refused),
     ],
 )

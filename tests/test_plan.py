@@ -410,3 +410,24 @@ def test_damaged_weights_raise_and_are_not_planned(tmp_path: Path) -> None:
 def test_a_plan_is_plain_data() -> None:
     made = planned("3b", "int4_awq")
     assert msgspec.json.decode(msgspec.json.encode(made), type=Plan) == made
+
+
+@pytest.mark.parametrize(("word", "refused"), [("quick", False), ("long-quick", False), ("long", True)])
+def test_windows_longer_than_the_models_context_are_refused(word: str, refused: bool) -> None:
+    short = catalog.model("smollm2-135m")
+    assert short.shape is not None
+    short = msgspec.structs.replace(short, shape=msgspec.structs.replace(short.shape, context=2048))
+    asked = catalog.suite(word).record
+    assert isinstance(asked, Suite)
+    made = plan(short, None, "fp8", recipe("fp8"), CPU, grid(), asked, PLENTY)
+    assert any("4,096 tokens are longer" in each for each in made.refusals) == refused
+
+
+@pytest.mark.parametrize(("name", "block"), [("nvfp4", 16), ("nvfp4_awq", 16), ("mxfp8", 32), ("mxfp4", 32)])
+def test_blocks_that_do_not_divide_are_refused(name: str, block: int) -> None:
+    odd = catalog.model("smollm2-135m")
+    assert odd.shape is not None
+    odd = msgspec.structs.replace(odd, shape=msgspec.structs.replace(odd.shape, intermediate=1544))
+    said = " ".join(plan(odd, None, name, recipe(name), CPU, grid(), suite(), PLENTY).refusals)
+    assert f"blocks of {block}" in said
+    assert "1544" in said

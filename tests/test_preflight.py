@@ -221,3 +221,18 @@ def test_data_sheets_hang_together() -> None:
         assert (each.price_per_hour is None) == (each.price_source == "")
         assert (each.price_per_hour is None) or each.price_date.startswith("20")
         assert 40 < (each.power_watts or 0) <= 1200
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("mxfp8", "8.25"), ("nvfp4", "4.5"), ("fp8_rowwise", "8"), ("int4_awq", "4.25")]
+)
+def test_weights_are_counted_with_the_bits_of_the_format(name: str, bits: str) -> None:
+    assert f" x {bits} bits / 1" in planned(name, "3b", "b200").arithmetic[0]
+
+
+@pytest.mark.parametrize("name", ["int8_sq", "nvfp4_awq", "mxfp4"])
+def test_what_no_engine_serves_is_refused(name: str) -> None:
+    plan = planned(name, "3b", "b200")
+    assert not plan.fits
+    assert "nothing to ship" in " ".join(plan.refusals)
+    assert plan.verdict.startswith("No")

@@ -40,8 +40,8 @@ def test_the_plan_flags_what_nobody_serves(name: str) -> None:
     record = recipe(name)
     made = plan(catalog.model("smollm2-135m"), None, name, record, HOST, None, None, 10**12)
     flagged = [note for note in made.notes if "nothing to ship" in note]
-    assert bool(flagged) == (name == "int8_sq")
-    assert bool(unserved(record.format)) == (name == "int8_sq")
+    alone = name in ("int8_sq", "nvfp4_awq", "mxfp4")
+    assert bool(flagged) == bool(unserved(record.format)) == alone
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +86,9 @@ def test_bits_of_a_layer() -> None:
     assert bits["int8_sq"] == 8 * weights + 32 * rows + 32
     assert bits["int4"] == bits["int4_awq"] == 4 * weights + 32 * rows * 4
     assert bits["w4a8_awq"] == bits["int4_awq"] + 64
-    assert bits["nvfp4"] == 4 * weights + 8 * rows * 16 + 64
+    assert bits["mxfp8"] == 8 * weights + 8 * rows * 8
+    assert bits["mxfp4"] == 4 * weights + 8 * rows * 8
+    assert bits["nvfp4"] == bits["nvfp4_awq"] == 4 * weights + 8 * rows * 16 + 64
 
 
 def test_a_group_size_belongs_to_formats_that_leave_it_open() -> None:

@@ -16,7 +16,7 @@ def stored(export: Exported, layer: str) -> Tensor:
     """float32 [outputs, inputs]: what the codes of a layer stand for in units of their scales."""
     found = export.read(f"{layer}.weight")
     if found.dtype is torch.uint8:
-        return unpack_e2m1(found) if export.format == "nvfp4" else unpack_codes(found).float()
+        return unpack_e2m1(found) if export.rules.fp4 else unpack_codes(found).float()
     return found.float()
 
 
@@ -36,6 +36,7 @@ def _unit(export: Exported, layer: str, source: Tensor) -> Tensor | None:
         return scale.reshape(-1, 1) if scale.numel() in (1, source.shape[0]) else None
     if scale.dim() != 2 or scale.shape[0] != source.shape[0] or source.shape[1] % scale.shape[1]:
         return None
+    scale = (scale - 127).exp2() if export.rules.exponents else scale
     unit = scale.repeat_interleave(source.shape[1] // scale.shape[1], 1)
     return unit * export.read(f"{layer}.weight_scale_2").float() if export.rules.second_scale else unit
 
@@ -43,6 +44,8 @@ def _unit(export: Exported, layer: str, source: Tensor) -> Tensor | None:
 def _rounding(export: Exported) -> Callable[[Tensor], Tensor]:
     if export.rules.codes == "F8_E4M3":
         return lambda x: x.clamp(-448, 448).to(torch.float8_e4m3fn).float()
-    if export.format == "nvfp4":
+    if export.format == "mxfp4":
+        return lambda x: round_e2m1(x * (1 - 2.0**-20))  # ModelOpt rounds a tie towards zero here, and 1 in 60 is one
+    if export.rules.fp4:
         return round_e2m1
     return lambda x: x.round().clamp(-export.rules.end - 1, export.rules.end)

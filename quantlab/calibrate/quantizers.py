@@ -6,7 +6,8 @@ What ModelOpt does silently, and what is done about it here:
   again (NVFP4: one common range), so it is another model than the calibrated one.
   `requantize_resmooth_fused_llm_layers` does that to the live model first; from then on both are the same.
 * A quantizer that never saw data has no `amax` and is exported without a scale: checked before the export.
-* NVFP4's blocks are rounded by a GPU kernel. On a CPU ModelOpt's tensor class does it, as a quantizer's backend.
+* NVFP4's blocks are rounded by a GPU kernel. On a CPU ModelOpt's tensor class does it, as a quantizer's backend (MX:
+  mx_blocks.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantlab.calibrate import mx_blocks
 from quantlab.errors import Broken, Refused
 
 BLOCKS = "quantlab_nvfp4"
@@ -40,6 +42,7 @@ def insert(model: nn.Module, config: dict[str, Any]) -> tuple[str, ...]:
         _check_group(layer, model.get_submodule(layer))
     if next(model.parameters()).device.type == "cpu":
         round_blocks_without_gpu(model)
+        mx_blocks.round_without_gpu(model)
     return layers
 
 
@@ -64,7 +67,7 @@ def in_blocks(model: nn.Module) -> Iterator[Any]:
 def _nvfp4(inputs: torch.Tensor, quantizer: Any) -> torch.Tensor:
     from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
-    second = quantizer.amax.float() / (6 * 448)
+    second = quantizer._get_amax(inputs).float() / (6 * 448)
     made, scale, _ = NVFP4QTensor.quantize(inputs, quantizer.block_sizes[-1], None, second)
     blocks = quantizer.block_sizes
     back: torch.Tensor = made.dequantize(inputs.dtype, scale=scale, double_scale=second, block_sizes=blocks)

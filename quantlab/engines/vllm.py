@@ -155,8 +155,8 @@ def _device(checkpoint: Checkpoint, host: Host, *, cpu: bool) -> str | None:
 
 
 def _processor(checkpoint: Checkpoint, *, fp8: bool) -> str | None:
-    if fp8 or (checkpoint.format == "nvfp4" and not checkpoint.simulated):
-        what = "FP8" if fp8 else "NVFP4"
+    if fp8 or (checkpoint.format in ("nvfp4", "mxfp8") and not checkpoint.simulated):
+        what = "FP8" if fp8 else checkpoint.format.upper()
         return f"vLLM has no {what} kernel for the CPU. Use engine torch, or a GPU."
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo(), re.MULTILINE)
     if checkpoint.format.startswith("int4") and not checkpoint.simulated and flags and " avx512f" not in flags[1]:

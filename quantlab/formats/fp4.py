@@ -73,6 +73,7 @@ class Nvfp4Linear(QuantizedLinear):
         weight_scale: [outputs, inputs / 16], E4M3 numbers in any type.
         weight_scale_2: float32, one number.
         input_scale: float32, one number.
+        pre_quant_scale: [inputs] or None; multiplies the input (NVFP4-AWQ).
         bias: [outputs] or None.
         dtype: type of what comes out.
     """
@@ -83,6 +84,7 @@ class Nvfp4Linear(QuantizedLinear):
         weight_scale: torch.Tensor,
         weight_scale_2: torch.Tensor,
         input_scale: torch.Tensor,
+        pre_quant_scale: torch.Tensor | None,
         bias: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
@@ -95,13 +97,15 @@ class Nvfp4Linear(QuantizedLinear):
         self.register_buffer("codes", (codes * self.shift).to(dtype))
         self.register_buffer("weight_scale_2", weight_scale_2.float().reshape(()))
         self.register_buffer("input_scale", input_scale.float().reshape(()))
+        self.register_buffer("pre_quant_scale", None if pre_quant_scale is None else pre_quant_scale.to(dtype))
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def dense(self) -> torch.Tensor:
         weight: torch.Tensor = self.codes.float() / self.shift * self.weight_scale_2
-        return weight
+        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale.float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.pre_quant_scale is None else x * self.pre_quant_scale
         scales = spread(block_scales(x, self.input_scale))
         codes = round_e2m1(x.float() / (scales * self.input_scale)) * scales
         sums = functional.linear((codes * self.shift).to(self.dtype), self.codes).float() / self.shift**2

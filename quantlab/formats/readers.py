@@ -18,6 +18,7 @@ from quantlab.formats.declared import Quantization, read_quantization
 from quantlab.formats.names import kind
 from quantlab.formats.packing import unpack_int4
 from quantlab.formats.tensors import Tensors
+from quantlab.records import FORMATS
 
 if TYPE_CHECKING:
     from quantlab.formats.layers import QuantizedLinear
@@ -114,18 +115,46 @@ def _w4a8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
 def _nvfp4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
     from quantlab.formats.fp4 import BLOCK, Nvfp4Linear
 
-    outputs, inputs = shape
     tensors, device = reader.tensors, reader.device
-    packed = tensors.take(f"{name}.weight", device, dtype=torch.uint8, shape=(outputs, inputs // 2))
+    packed = tensors.take(f"{name}.weight", device, dtype=torch.uint8, shape=(shape[0], shape[1] // 2))
     scale = tensors.scale(f"{name}.weight_scale", device)
-    if inputs % BLOCK or tuple(scale.shape) != (outputs, inputs // BLOCK):
+    _require_blocks(name, scale, shape, BLOCK)
+    second, input_scale = _two_scales(reader, name)
+    bias = tensors.optional(f"{name}.bias", device)
+    return Nvfp4Linear(packed, scale, second, input_scale, _rescale(reader, name, shape[1]), bias, reader.dtype)
+
+
+def _mxfp8(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
+    codes = reader.tensors.take(f"{name}.weight", reader.device, dtype=torch.float8_e4m3fn, shape=shape)
+    return _mx(reader, name, codes, FORMATS["mxfp8"].end)
+
+
+def _mxfp4(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
+    from quantlab.formats.fp4 import unpack_e2m1
+
+    packed = (shape[0], shape[1] // 2)
+    codes = reader.tensors.take(f"{name}.weight", reader.device, dtype=torch.uint8, shape=packed)
+    return _mx(reader, name, unpack_e2m1(codes), FORMATS["mxfp4"].end)
+
+
+def _mx(reader: Reader, name: str, codes: torch.Tensor, end: float) -> QuantizedLinear:
+    from quantlab.formats.mx import BLOCK, MxLinear
+
+    shape = (codes.shape[0], codes.shape[1])
+    exponents = reader.tensors.take(f"{name}.weight_scale", reader.device, dtype=torch.uint8)
+    if exponents.numel() == codes.numel() // BLOCK:
+        exponents = exponents.reshape(shape[0], -1)
+    _require_blocks(name, exponents, shape, BLOCK)
+    return MxLinear(codes, exponents, end, reader.tensors.optional(f"{name}.bias", reader.device), reader.dtype)
+
+
+def _require_blocks(name: str, scale: torch.Tensor, shape: Shape, block: int) -> None:
+    if shape[1] % block or tuple(scale.shape) != (shape[0], shape[1] // block):
         raise Broken(
-            f"{list(scale.shape)} does not fit a weight of {[outputs, inputs]} in blocks of {BLOCK}.",
+            f"{list(scale.shape)} does not fit a weight of {list(shape)} in blocks of {block}.",
             place=f"{name}.weight_scale",
             cure="Export it again.",
         )
-    second, input_scale = _two_scales(reader, name)
-    return Nvfp4Linear(packed, scale, second, input_scale, tensors.optional(f"{name}.bias", device), reader.dtype)
 
 
 def _two_scales(reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,6 +192,9 @@ READERS: dict[str, Callable[[Reader, str, Shape], QuantizedLinear]] = {
     "W8A8_SQ_PER_CHANNEL": _int8,
     "W4A8_AWQ": _w4a8,
     "NVFP4": _nvfp4,
+    "NVFP4_AWQ": _nvfp4,
+    "MXFP8": _mxfp8,
+    "mxfp4": _mxfp4,
     "W4A16_AWQ": _int4,
     "W4A16": _int4,
 }

@@ -8,6 +8,7 @@ thing scored is the thing timed, whichever SDK is behind it.
     windows     held-out text -> token ids
     kept        the baseline's distributions as a file
     fidelity    how far did each next-token distribution move from the baseline's?
+    stretches   the same by position in a long context
     tasks       a suite -> lm-eval tasks, their data found on this machine
     data        where a task's items lie
     part        a slice of a suite in its random order

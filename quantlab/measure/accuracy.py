@@ -132,11 +132,19 @@ def _score(lm: SessionLM, loaded: LoadedTask, items: Sequence[Item], seconds: fl
         shots=int(loaded.task.get_config("num_fewshot")),
         chat_template=loaded.ask.chat_template,
         truncated=0,
+        length=_length(loaded),
+        longest=max(-(-item.tokens // max(1, len(json.loads(item.choices)))) for item in items),
         group="" if loaded.ask.task == loaded.name else loaded.ask.task,
         template_digest=digest(lm.tokenizer.chat_template) if loaded.ask.chat_template else "",
         decoding=lm.decoding,
         seconds=seconds,
     )
+
+
+def _length(loaded: LoadedTask) -> int | None:
+    """Tokens that the task's own metadata say its prompts have, where it asks about lengths."""
+    said = (loaded.task.get_config("metadata") or {}).get("length")
+    return said if isinstance(said, int) else None
 
 
 def _number(correct: list[float], clusters: list[str]) -> Number:

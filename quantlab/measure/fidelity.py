@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +30,7 @@ from quantlab.errors import BadInput, Broken, Refused
 from quantlab.measure import Bench, Measured
 from quantlab.measure.estimates import CONFIDENCE, estimate
 from quantlab.measure.kept import Kept, read, save
+from quantlab.measure.stretches import stretches
 from quantlab.measure.windows import Ids, text_digest, windows
 from quantlab.records import Fidelity, FidelityAsk, Number, Reference
 from quantlab.score import divergence
@@ -102,7 +104,15 @@ def fidelity(bench: Bench) -> Measured:
             top.append(chunk.argmax(axis=1))
             row += len(chunk)
     labels = np.repeat(np.arange(len(ids)), ask.length - ask.burn_in) if len(ids) > 1 else None
-    return _conclude(kept, np.concatenate(kl), np.concatenate(top), np.concatenate(nll), labels, started), {}
+    record = _conclude(kept, np.concatenate(kl), np.concatenate(top), np.concatenate(nll), labels, started)
+    base, after, apart = (_by_window(part, len(ids)) for part in ([kept.nll], nll, kl))
+    return msgspec.structs.replace(record, stretches=stretches(ask.burn_in, base, after, apart)), {}
+
+
+def _by_window(parts: Sequence[npt.NDArray[Any]], count: int) -> Floats:
+    """float64 [windows, positions]"""
+    found: Floats = np.concatenate(parts).astype(np.float64).reshape(count, -1)
+    return found
 
 
 def _conclude(kept: Kept, kl: Floats, top: npt.NDArray[np.int64], nll: Floats, labels: Any, started: float) -> Fidelity:

@@ -34,6 +34,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     """Activations are rounded with one scale for all of them, measured by calibration."""
     second_scale: bool = False
     """A scale of all scales beside them."""
+    exponents: bool = False
+    """Scales are powers of two, stored as exponent + 127."""
     moves_scales: bool = False
     """The method moves scales between the weights and the input, so that a `pre_quant_scale` may be there."""
     end: float = 0.0
@@ -42,6 +44,11 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
     """Compute capabilities for which TensorRT-LLM has kernels."""
     vllm: Capability | None = None
     """Least compute capability on which vLLM serves it as it is meant; None: not at all."""
+
+    @property
+    def fp4(self) -> bool:
+        """Codes are 4-bit floating-point numbers, two in a byte."""
+        return self.bits == 4 and self.end == 6
 
     @property
     def grouped(self) -> bool:
@@ -145,6 +152,39 @@ FORMATS: dict[str, Format] = {
         end=6,
         trtllm=(*_BLACKWELL, *_BLACKWELL_RTX),
         vllm=(10, 0),  # on older GPUs it multiplies the 4-bit weights with 16-bit activations: another precision
+    ),
+    "nvfp4_awq": Format(
+        bits=4,
+        codes="U8",
+        algorithms=("NVFP4_AWQ",),
+        scales="group",
+        scale_bits=8,
+        group=16,
+        input_scale=True,
+        second_scale=True,
+        moves_scales=True,
+        end=6,
+    ),
+    "mxfp8": Format(
+        bits=8,
+        codes="F8_E4M3",
+        algorithms=("MXFP8",),
+        scales="group",
+        scale_bits=8,
+        group=32,
+        exponents=True,
+        end=448,
+        vllm=(10, 0),  # from 8.0 on it loads it, and leaves the activations in 16 bit: another precision
+    ),
+    "mxfp4": Format(
+        bits=4,
+        codes="U8",
+        algorithms=("mxfp4",),
+        scales="group",
+        scale_bits=8,
+        group=32,
+        exponents=True,
+        end=6,
     ),
 }
 """Word in a recipe -> what it means."""

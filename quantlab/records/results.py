@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from quantlab.records.numbers import Number
+from quantlab.records.stretches import Stretch
 
 
 class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -180,6 +181,8 @@ class Fidelity(Result, frozen=True, kw_only=True):
     perplexity: Number
     perplexity_ratio: Number
     """Candidate over baseline."""
+    stretches: tuple[Stretch, ...] = ()
+    """The same by position; empty in records of an older quantlab."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     """Sentences for the report: a batch that was halved for want of memory."""
@@ -210,6 +213,10 @@ class TaskScore(Result, frozen=True, kw_only=True):
     chat_template: bool = False
     truncated: int = 0
     """Prompts that would not fit; always 0, because they are refused."""
+    length: int | None = None
+    """How long the task says its prompts are, in tokens; None where length is not what it asks about."""
+    longest: int = 0
+    """Tokens of its longest prompt with the answer, as sent."""
     group: str = ""
     """The suite's word for it, where that names a group of tasks."""
     template_digest: str = ""

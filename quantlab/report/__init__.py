@@ -8,7 +8,7 @@
     figures    numbers as a person reads them           clean     other people's texts made harmless
     rows       the run as rows, shared by all faces     charts, forest, damage, scale    where marks lie
     html + page/, markdown, screen                      the faces
-    answer                                              charts of load and crossover
+    answer, reach                                       charts of load and crossover, of length
     versus, overview                                    faces of two runs, of many
 
 Nothing is measured, judged or looked up here: what a face says stands in the record.

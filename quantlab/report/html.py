@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from quantlab.records import Run
-from quantlab.report import answer, charts, damage, figures, flips, forest, load, rows
+from quantlab.report import answer, charts, damage, figures, flips, forest, load, reach, rows
 from quantlab.report.clean import clean
 
 _HYPHEN = re.compile(r"(?<![\w.])-(?=\d)")
@@ -46,6 +46,7 @@ def to_html(run: Run) -> str:
         flips=flips.shown(run),
         categories=flips.categories(run),
         categories_note=flips.note(run),
+        reach=reach.charts(run),
         damage=damage.charts(run),
         damage_words=damage.words,
         notes=rows.notes(run),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from quantlab.records import Cell, Run
-from quantlab.report import damage, figures, flips, load, rows
+from quantlab.report import damage, figures, flips, load, reach, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -21,6 +21,7 @@ def to_markdown(run: Run) -> str:
         ["## Tasks", _tasks(run)],
         ["## Categories", text(flips.note(run)), _categories(run)],
         ["## Fidelity", _fidelity(run)],
+        ["## Over length", *_reach(run)],
         ["## Damage", _damage(run)],
         ["## Speed", _speed(run)],
         ["## Under load", _load_words(run), _load(run)],
@@ -173,6 +174,14 @@ def _fidelity(run: Run) -> str:
         if (found := row.candidate.fidelity) is not None
     ]
     return table(header, body)
+
+
+def _reach(run: Run) -> list[str]:
+    """A table a chart."""
+    return [
+        table(heads, [[text(one.name), one.length, one.before, one.change, one.beside] for one in spots])
+        for _, spots, heads in reach.charts(run)
+    ]
 
 
 def _damage(run: Run) -> str:
