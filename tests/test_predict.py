@@ -277,6 +277,15 @@ def test_a_faulty_table_is_refused_with_its_line(text: str, match: str, tmp_path
         catalog.published(path)
 
 
+def test_weights_are_never_read_faster_than_the_data_sheet() -> None:
+    """Cells in which launches hide the reading; a GPU with a quarter of the bandwidth reads no faster than it can."""
+    cells = [made(batch, true=replace(TRUE, weights=0.0, layer=1e-4)) for batch in (1, 4, 16, 64)]
+    slow = replace(WORK, bandwidth=WORK.bandwidth / 4)
+    found = answer(predict(wanted(4, group="3b on 1 x slow", work=slow), cells))
+    assert found.tier == "transfer"
+    assert (found.step_seconds or 0) >= slow.weights_seconds
+
+
 # --- four bits, links, images, kernels, bands ----------------------------------------------------------------
 
 

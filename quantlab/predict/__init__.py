@@ -17,15 +17,15 @@ The additive model of one decode step (facts: it explains NVIDIA's six RTX 4090 
     prefill = p0 + a_p b isl 2P / F + b i E / (0.28 F16) + talk(b isl)
 
 W weight bytes a GPU reads, K cache bytes a token, s mean context, b sequences, P weights multiplied, F operations a
-second. a_w, a_s, a_p are inverse efficiencies (1 is the data sheet); t_l, t_s and p0 are what no hardware explains:
-launches and gaps of a layer, scheduling and sampling of a sequence, the host. a_u is the unpacking of four-bit weights
-(fit.py), talk what GPUs that share a layer say to each other (links.py), i images of a sequence with V bytes of keys
-and values and E operations each. In vLLM on an H100 a sequence costs as much in 1B as in 3B, 15 us a step, which is
-most of a large batch. The model is linear in all of them, so the fit is non-negative least squares on relative errors;
-what the cells cannot tell apart (t_l with one model on one GPU, t_s with one context as well) is given or left out. Its
-limits: it bends too early, because multiplying hides behind reading until one of them is full; efficiencies are an
-engine's and a precision's, never carried across; and nothing is said beyond twice the batches and contexts that were
-measured.
+second. a_w, a_s, a_p are inverse efficiencies (1 is the data sheet, and a_w is never less); t_l, t_s and p0 are what no
+hardware explains: launches and gaps of a layer, scheduling and sampling of a sequence, the host. a_u is the unpacking
+of four-bit weights (fit.py), talk what GPUs that share a layer say to each other (links.py), i images of a sequence
+with V bytes of keys and values and E operations each. In vLLM on an H100 a sequence costs as much in 1B as in 3B, 15 us
+a step, which is most of a large batch. The model is linear in all of them, so the fit is non-negative least squares on
+relative errors; what the cells cannot tell apart (t_l with one model on one GPU, t_s with one context as well) is given
+or left out. Its limits: it bends too early, because multiplying hides behind reading until one of them is full;
+efficiencies are an engine's and a precision's, never carried across; and nothing is said beyond twice the batches and
+contexts that were measured.
 
 Intervals hold about 80 %: the held-out errors of leaving one cell (or one GPU and model) out, by order statistic, and
 never less than 5 %, by which two leases of the same GPU differed.

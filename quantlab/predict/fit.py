@@ -25,6 +25,9 @@ PREFILL_EFFICIENCY, PROMPT_SHARE = 0.4, 0.5
 """Taken where only whole times are known and all prompts are shorter than this share of the answer: 1 to 2 % of
 time."""
 
+LEAST_READING = 1.0
+"""Weights are read no faster than the data sheet says. Without this bound the INT4 cells of an H100, where launches
+take longer than reading, give reading no time at all, and a GPU with a quarter of the bandwidth would lose nothing."""
 FOUR_BIT = ("int4", "w4")
 UNPACK_BATCHES = 3
 """With fewer batches nothing tells unpacking from a sequence's own work."""
@@ -193,13 +196,15 @@ def _solve(cells: Sequence[Cell]) -> Coefficients:
         talk = work.talk_seconds(point.batch)
         if not split:
             talk = work.whole_talk_seconds(point) + work.image_seconds(point)
-        known = whole - talk - steps * given * work.layers - (0.0 if split or free else prefill * prompt)
+        least = given * work.layers + LEAST_READING * work.weights_seconds
+        known = whole - talk - steps * least - (0.0 if split or free else prefill * prompt)
         sequence = point.batch * work.sequence_seconds(point)
         alone, unpack = float(varied) * point.batch, float(unpacks) * work.weights_seconds * unpacked(point.batch)
         features = (float(several) * work.layers, alone, work.weights_seconds, sequence, unpack)
         rows.append([*(steps * feature / whole for feature in features), *([prompt / whole] if free else [])])
         times.append(max(known / whole, 1e-3))
     layer, each, weights, sequence, unpack, *fitted = _least_squares(rows, times)
+    weights += LEAST_READING
     return Coefficients(layer + given, each, weights, sequence, first, fitted[0] if free else prefill, unpack)
 
 
