@@ -27,6 +27,8 @@ from quantlab.measure.server import NotServed, require_healthy, serving
 from quantlab.records import LoadCell, MeasureJob, Throughput
 
 STAGE = "throughput"
+LEAST_WAVES = 4
+"""Requests of a load, times its concurrency, at least: the last ones run with fewer beside them."""
 LOAD_SECONDS = 3600.0
 """Longest time of one load."""
 
@@ -55,7 +57,7 @@ def _cells(engine: Engine, spec: MeasureJob, reporter: Reporter) -> list[LoadCel
 
 def _load(spec: MeasureJob, isl: int, osl: int, concurrency: int) -> Load:
     assert spec.grid is not None
-    requests = spec.grid.repeats * max(LEAST_REQUESTS, spec.grid.waves * concurrency)
+    requests = max(LEAST_WAVES * concurrency, spec.grid.repeats * max(LEAST_REQUESTS, spec.grid.waves * concurrency))
     return Load(isl, osl, concurrency, requests, spec.seed)
 
 
