@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantlab.catalog import strict
-from quantlab.catalog.files import SUFFIXES, Found, file_digest, folder, resolve
+from quantlab.catalog.files import SUFFIXES, Found, base, file_digest, folder, resolve
+from quantlab.disk import shards
 from quantlab.errors import BadInput
 from quantlab.records import CalibrationSet, Suite, SuiteTask, digest
 
@@ -82,10 +83,16 @@ def set_digest(found: Found) -> str:
 
 
 def _task_pieces(found: Found, task: SuiteTask, known: dict[str, Path]) -> list[list[str]]:
-    data = [resolve(found, name) for _, name in sorted((task.data or {}).items())]
+    data = [file for split, name in sorted((task.data or {}).items()) for file in shards(_placed(found, name), split)]
     files = [*data, *sorted(_files_of(task.task, known, set()))]
     files += [picture for file in files if file.suffix == ".jsonl" for picture in pictures(file)]
     return [[path.name, file_digest(path)] for path in files]
+
+
+def _placed(found: Found, name: str) -> Path:
+    """A file or folder that the suite names. Raises BadInput for what is not there."""
+    folder_ = base(found) / name
+    return folder_ if folder_.is_dir() else resolve(found, name)
 
 
 def _files_of(task: str, known: dict[str, Path], seen: set[Path]) -> Iterator[Path]:

@@ -4,9 +4,8 @@ In Llama 3.2 Vision a picture is no text: it is cut into one to four tiles, the 
 and the cross-attention layers of the decoder look at them. So the text of all questions about one picture is one prefix
 tree, as everywhere in this engine, with the picture's states beside it. Which nodes see the picture follows from the
 prompt: the image token and everything after it, and of four tiles only those that are no padding. A token before it
-sees nothing.
-
-One picture a request: that is what Meta trained these models with.
+sees nothing. Of several pictures a token sees the last that came before it, and those that this one follows without a
+word between (transformers' own `get_cross_attention_token_mask`).
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ class View:
     """An encoded picture."""
 
     states: torch.Tensor
-    """[tiles x tokens, hidden]: what the cross-attention layers look at, padding tiles included."""
-    tiles: int
-    """How many tiles are no padding."""
+    """[pictures x tiles x tokens, hidden]: what the cross-attention layers look at, padding tiles included."""
+    tiles: tuple[int, ...]
+    """How many tiles are no padding, of each picture."""
 
 
 class Sight:
@@ -91,7 +90,7 @@ class Sight:
             states = self.look(pixels, ids, mask)
         self.encoded += len(images)
         counts = mask.sum(-1)[:, 0].tolist()
-        return [View(one.flatten(0, -2), int(count)) for one, count in zip(states, counts, strict=True)]
+        return [View(one.flatten(0, -2), (int(count),)) for one, count in zip(states, counts, strict=True)]
 
     def look(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The states of prepared pictures, batch first."""
@@ -99,22 +98,55 @@ class Sight:
         states: torch.Tensor = self.projector(seen)
         return states
 
-    def mask(self, sees: torch.Tensor, tiles: Sequence[int]) -> torch.Tensor:
-        """bool [rows, width] of the tokens that see the picture of their row -> int64 [rows, width, 1, max tiles]."""
-        real = torch.arange(self.tiles, device=sees.device) < torch.tensor(tiles, device=sees.device)[:, None]
-        return (sees[:, :, None, None] & real[:, None, None, :]).long()
+    def together(self, groups: Sequence[tuple[Image, ...]]) -> list[View]:
+        """One view for each group: the states of its pictures one after the other."""
+        found = iter(self.views([image for images in groups for image in images]))
+        views = [[next(found) for _ in images] for images in groups]
+        return [some[0] if len(some) == 1 else _joined(some) for some in views]
+
+    def mask(self, sees: torch.Tensor, tiles: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Which tokens look at which tiles.
+
+        Args:
+            sees: bool [rows, width, pictures], of the tokens that see a picture of their row.
+            tiles: by row and picture, how many of its tiles are no padding.
+
+        Returns:
+            int64 [rows, width, pictures, max tiles].
+        """
+        counts = torch.zeros((sees.shape[0], sees.shape[2]), dtype=torch.long)
+        for row, some in enumerate(tiles):
+            counts[row, : len(some)] = torch.tensor(some)
+        real = torch.arange(self.tiles) < counts[:, :, None]
+        return (sees[:, :, :, None] & real.to(sees.device)[:, None]).long()
+
+
+def _joined(views: Sequence[View]) -> View:
+    states = torch.cat([view.states for view in views])
+    return View(states, tuple(count for view in views for count in view.tiles))
+
+
+def seen(tokens: np.ndarray, token: int, pictures: int) -> np.ndarray:
+    """bool [len(tokens), pictures]: which pictures each token of a prompt sees.
+
+    Those of the last run of image tokens up to it, as far as they have come.
+    """
+    is_image = tokens == token
+    came = np.cumsum(is_image)
+    begins = is_image & ~np.concatenate(([False], is_image[:-1]))
+    first = np.maximum.accumulate(np.where(begins, came, 0))  # number of the picture that its run begins with
+    number = np.arange(1, pictures + 1)
+    return (number >= np.maximum(first, 1)[:, None]) & (number <= came[:, None])
 
 
 def require_places(prompt: Sequence[int], images: Sequence[Image], token: int) -> None:
-    """Raises BadInput unless the prompt has one image token and one picture, or neither."""
+    """Raises BadInput unless the prompt has as many image tokens as it comes with pictures."""
     places = sum(one == token for one in prompt)
     if places != len(images):
         raise BadInput(
             f"a prompt has {places} image tokens and comes with {len(images)} pictures.",
             cure="Give each question its picture, and write one image token for it.",
         )
-    if len(images) > 1:
-        raise BadInput("more than one picture in a prompt.", cure="Ask about one picture at a time.")
 
 
 class SeeingScorer(Scorer):
@@ -142,10 +174,10 @@ class SeeingScorer(Scorer):
         """Each group with its encoded picture; a handful is encoded together, and no more are held than that."""
         if () in groups:
             yield (), None
-        seen = [images for images in groups if images]
-        for start in range(0, len(seen), TOGETHER):
-            some = seen[start : start + TOGETHER]
-            yield from zip(some, self.sight.views([images[0] for images in some]), strict=True)
+        with_images = [images for images in groups if images]
+        for start in range(0, len(with_images), TOGETHER):
+            some = with_images[start : start + TOGETHER]
+            yield from zip(some, self.sight.together(some), strict=True)
 
     def _plan(self, paths: Paths) -> Trunk:
         """With a picture, trees without trunks: a trunk's cache would have to hold the picture's keys too."""
@@ -162,12 +194,13 @@ class SeeingScorer(Scorer):
     def _beside(self, bins: list[list[Tree]], width: int) -> dict[str, torch.Tensor]:
         if self._view is None:
             return {}
-        sees = np.zeros((len(bins), width), dtype=bool)
+        pictures = len(self._view.tiles)
+        sees = np.zeros((len(bins), width, pictures), dtype=bool)
         for row, bin_ in enumerate(bins):
             offset = 0
             for tree in bin_:
                 for _, nodes in tree.paths:
-                    sees[row, offset + nodes] = np.logical_or.accumulate(tree.tokens[nodes] == self.sight.token)
+                    sees[row, offset + nodes] = seen(tree.tokens[nodes], self.sight.token, pictures)
                 offset += len(tree.tokens)
         mask = self.sight.mask(torch.from_numpy(sees).to(self.device), [self._view.tiles] * len(bins))
         states = self._view.states.expand(len(bins), -1, -1)
@@ -195,7 +228,7 @@ class SeeingGenerator(Generator):
     def _batch(self, requests: Sequence[GenerateRequest], *, share: bool = False) -> Batch:
         if not requests[0].images:
             return super()._batch(requests, share=share)
-        views = self.sight.views([request.images[0] for request in requests])
+        views = self.sight.together([request.images for request in requests])
         return _SeeingBatch([request.prompt for request in requests], self.device, self.sight, views)
 
 
@@ -206,9 +239,10 @@ class _SeeingBatch(Batch):
         self, prompts: Sequence[tuple[int, ...]], device: torch.device, sight: Sight, views: Sequence[View]
     ) -> None:
         super().__init__(prompts, device)
-        self._states: torch.Tensor | None = torch.stack([view.states for view in views])
-        sees = (self.tokens == sight.token).cumsum(1) > 0
-        self._seen = sight.mask(sees, [view.tiles for view in views])
+        self._states: torch.Tensor | None = nn.utils.rnn.pad_sequence([view.states for view in views], batch_first=True)
+        most = max(len(view.tiles) for view in views)
+        sees = np.stack([seen(row, sight.token, most) for row in self.tokens.cpu().numpy()])
+        self._seen = sight.mask(torch.from_numpy(sees).to(device), [view.tiles for view in views])
 
     def inputs(self) -> dict[str, torch.Tensor | None]:
         return {
