@@ -163,7 +163,7 @@ def test_several_pictures_are_seen_as_transformers_sees_them(
         for token in done.tokens:
             _, logprobs = theirs(session, tool, text, *request.images)
             assert float(logprobs[-1].max() - logprobs[-1, token]) < 1e-4
-            text = tool.tokenizer.decode(encoded(tool, text) + (token,))
+            text = tool.tokenizer.decode((*encoded(tool, text), token))
 
 
 def test_a_question_without_its_picture_is_refused(session: TorchSession, tool: Any, images: list[Image]) -> None:

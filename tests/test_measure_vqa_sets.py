@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from quantlab import catalog
+from quantlab.catalog.digests import definition
 from quantlab.engines import Session, engine
 from quantlab.errors import BadInput
 from quantlab.measure import vqa
 from quantlab.measure.accuracy import accuracy
 from quantlab.measure.seeing import SeeingLM
 from quantlab.records import Accuracy, Suite, SuiteTask
-from tests.measure_bench import ROOT
 from tests.test_engines_torch_images import CONFIG, MODEL, artifact
 from tests.test_measure_seeing import bench
 from tests.vqa_sets import SPLIT, picture, row, write
@@ -131,8 +131,18 @@ def test_the_letter_of_an_option(text: str, answer: str) -> None:
     assert vqa.letter([[text]], [{"options": ["circle", "triangle", "square"]}]) == [[answer]]
 
 
-RESPONSES = ["FINAL ANSWER: 14", "thinking...\n**Final Answer:** 14.5", "final answer: 13.2", "Answer: 5\nFINAL ANSWER: 14%",
-             "it is 14", "", "FINAL ANSWER:", "FINAL ANSWER: $14", "FINAL ANSWER: fourteen", "FINAL ANSWER: 0.14"]  # fmt: skip
+RESPONSES = [
+    "FINAL ANSWER: 14",
+    "thinking...\n**Final Answer:** 14.5",
+    "final answer: 13.2",
+    "Answer: 5\nFINAL ANSWER: 14%",
+    "it is 14",
+    "",
+    "FINAL ANSWER:",
+    "FINAL ANSWER: $14",
+    "FINAL ANSWER: fourteen",
+    "FINAL ANSWER: 0.14",
+]
 
 
 @pytest.mark.parametrize("label", ["14", "14%", "Fourteen", "0.14"])
@@ -143,21 +153,19 @@ def test_chartqa_scores_as_lm_evals_task_does(label: str) -> None:
         doc = {"label": [label]}
         ours = vqa.chart(doc, vqa.final([[response]], [doc])[0])
         assert ours == relaxed_accuracy([label], [response]), response
-    assert [vqa.final([[one]], [{}])[0][0] == vqa.NOTHING for one in RESPONSES] == [False] * 4 + [True] * 3 + [False] * 3
+    assert [vqa.final([[one]], [{}])[0][0] == vqa.NOTHING for one in RESPONSES] == [False] * 4 + [True] * 3 + [
+        False
+    ] * 3
 
 
 def test_prompt_of_chartqa_is_lm_evals() -> None:
     import lm_eval
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """lm-eval's one tag."""
-
-    Loader.add_constructor("!function", lambda loader, node: str(node.value))
     theirs = Path(lm_eval.__file__).parent / "tasks" / "chartqa" / "chartqa_llama.yaml"
-    ours = ROOT / "evals" / "tasks" / "chartqa.yaml"
-    texts = [yaml.load(path.read_text("utf-8"), Loader)["doc_to_text"] for path in (theirs, ours)]
-    assert texts[0] == texts[1]
+    ours = definition("ql_chartqa")
+    assert ours is not None
+    assert ours["doc_to_text"] == yaml.safe_load(theirs.read_text("utf-8"))["doc_to_text"]
 
 
 def cut(data: bytes) -> bytes:
@@ -210,7 +218,7 @@ def test_every_ordinary_mode_is_scored(session: Session, tmp_path: Path, mode: s
 
 
 def test_missing_mirror_and_wrong_columns_say_so(session: Session, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no file|does not exist"):
+    with pytest.raises(BadInput, match=r"no file|does not exist"):
         scored(tmp_path, session, suite(tmp_path / "gone", "docvqa"))
     folder = write(tmp_path / "ai2d", "ai2d", [row("ai2d")])
     (folder / "test-00000-of-00001.parquet").rename(folder / "validation-00000-of-00001.parquet")

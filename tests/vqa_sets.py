@@ -1,8 +1,8 @@
 """Stand-ins for the VQA sets of the hub: a few rows with exactly the columns and types of the real ones.
 
-Where each schema is known from: VQAv2, TextVQA, DocVQA, AI2D: the fields that lmms-eval's tasks read (tasks/vqav2, textvqa,
-docvqa, ai2d/upload_ai2d.py, which wrote that set) and the data sets' own loading scripts; ChartQA: unitxt's card of
-HuggingFaceM4/ChartQA and lm-eval's task; MMMU: lm-eval's task. The hub itself was not reachable.
+Where each schema is known from: VQAv2, TextVQA, DocVQA, AI2D: the fields that lmms-eval's tasks read (tasks/vqav2,
+textvqa, docvqa, ai2d/upload_ai2d.py, which wrote that set) and the data sets' own loading scripts; ChartQA: unitxt's
+card of HuggingFaceM4/ChartQA and lm-eval's task; MMMU: lm-eval's task. The hub itself was not reachable.
 """
 
 from __future__ import annotations

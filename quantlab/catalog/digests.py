@@ -133,6 +133,13 @@ def pictures(file: Path, field: str = "image") -> list[Path]:
     return [path for path in (file.parent / name for name in sorted(named)) if path.is_file()]
 
 
+def definition(task: str) -> dict[str, Any] | None:
+    """The file of one of our own tasks as plain data; None for lm-eval's."""
+    path = _definitions(folder("tasks")).get(task)
+    tree = _plain(path) if path else None
+    return tree if isinstance(tree, dict) else None
+
+
 def _definitions(tasks: Path) -> dict[str, Path]:
     """Task or group name -> file, from the line `task: name` that lm-eval files begin with."""
     names: dict[str, Path] = {}
@@ -143,7 +150,17 @@ def _definitions(tasks: Path) -> dict[str, Path]:
 
 
 def _tree(path: Path) -> Any:
-    """The task file as plain data; `!function a.b` becomes "a.py", package data its absolute path."""
+    """The task file as plain data, and with it the absolute path of data in an installed package."""
+    tree = _plain(path)
+    metadata = tree.get("metadata") if isinstance(tree, dict) else None
+    package = metadata.get("data_package") if isinstance(metadata, dict) else None
+    if not isinstance(package, dict):
+        return tree
+    return [tree, package_file(str(package.get("package", "")), str(package.get("file", "")))]
+
+
+def _plain(path: Path) -> Any:
+    """YAML -> plain data; `!function a.b` becomes "a.py"."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -154,15 +171,10 @@ def _tree(path: Path) -> Any:
 
     Loader.add_constructor("!function", function)
     try:
-        tree = Loader(path.read_text("utf-8")).get_single_data()
+        return Loader(path.read_text("utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError) as error:
         cure = "Correct the task file."
         raise BadInput(f"is no task file ({error}).", place=strict.show(path), cure=cure) from None
-    metadata = tree.get("metadata") if isinstance(tree, dict) else None
-    package = metadata.get("data_package") if isinstance(metadata, dict) else None
-    if not isinstance(package, dict):
-        return tree
-    return [tree, package_file(str(package.get("package", "")), str(package.get("file", "")))]
 
 
 def package_file(package: str, file: str) -> str:

@@ -10,6 +10,7 @@ word between (transformers' own `get_cross_attention_token_mask`).
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantlab.engines import Completion, GenerateRequest, Image, Score, ScoreRequest
+from quantlab.engines import Completion, Encoded, GenerateRequest, Image, Score, ScoreRequest
 from quantlab.engines.torch_generating import Batch, Decoder, Generator
 from quantlab.engines.torch_packing import LARGEST_TREE, Paths, Tree, Trunk
 from quantlab.engines.torch_scoring import Scorer
@@ -82,21 +83,39 @@ class Sight:
 
     def _encode(self, images: Sequence[Image]) -> list[View]:
         """The pictures through tower and projector, as one batch."""
-        prepared = self._processor([[opened(image.path)] for image in images], return_tensors="pt")
-        mask = prepared["aspect_ratio_mask"].to(self.device)
-        pixels = prepared["pixel_values"].to(self.device, next(self.tower.parameters()).dtype)
-        ids = prepared["aspect_ratio_ids"].to(self.device)
-        with torch.inference_mode():
-            states = self.look(pixels, ids, mask)
+        pixels, ids, mask = self._ready(images)
+        states = self._seen(pixels, ids, mask)
         self.encoded += len(images)
         counts = mask.sum(-1)[:, 0].tolist()
         return [View(one.flatten(0, -2), (int(count),)) for one, count in zip(states, counts, strict=True)]
 
-    def look(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The states of prepared pictures, batch first."""
-        seen = self.tower(pixel_values=pixels, aspect_ratio_ids=ids, aspect_ratio_mask=mask).last_hidden_state
-        states: torch.Tensor = self.projector(seen)
+    def _ready(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pixels, aspect ratio ids and aspect ratio mask on the device."""
+        prepared = self._processor([[opened(image.path)] for image in images], return_tensors="pt")
+        pixels = prepared["pixel_values"].to(self.device, next(self.tower.parameters()).dtype)
+        return pixels, prepared["aspect_ratio_ids"].to(self.device), prepared["aspect_ratio_mask"].to(self.device)
+
+    def _seen(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[pictures, 1, tiles, tokens, hidden]"""
+        with torch.inference_mode():
+            out = self.tower(pixel_values=pixels, aspect_ratio_ids=ids, aspect_ratio_mask=mask).last_hidden_state
+            states: torch.Tensor = self.projector(out)
         return states
+
+    def timed(self, images: Sequence[Image]) -> Encoded:
+        """One pass of all pictures, nothing taken from what is held."""
+        pixels, ids, mask = self._ready(images)
+        self._wait()
+        started = time.perf_counter()
+        states = self._seen(pixels, ids, mask)
+        self._wait()
+        seconds = time.perf_counter() - started
+        tile = states.shape[-2]
+        return Encoded(seconds, tuple(int(count) * tile for count in mask.sum(-1)[:, 0].tolist()))
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def together(self, groups: Sequence[tuple[Image, ...]]) -> list[View]:
         """One view for each group: the states of its pictures one after the other."""

@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlab.engines import Completion, GenerateRequest, Image, Score, ScoreRequest, require_fits, require_length
+from quantlab.engines import (
+    Completion,
+    Encoded,
+    GenerateRequest,
+    Image,
+    Score,
+    ScoreRequest,
+    require_fits,
+    require_length,
+)
 from quantlab.engines.torch import FP8_CAPABILITY
 from quantlab.engines.torch_generating import Generator
 from quantlab.engines.torch_scoring import Scorer
@@ -63,6 +72,13 @@ class TorchSession:
         with _memory(self.device):
             scores: list[Score] = self.scorer.logprobs(requests)
             return scores
+
+    def encode(self, images: Sequence[Image]) -> Encoded:
+        """Time tower and projector. Raises BadInput where the model takes no images."""
+        self._check_images(tuple(images))
+        with _memory(self.device):
+            found: Encoded = self.scorer.sight.timed(images)  # type: ignore[attr-defined]
+            return found
 
     def close(self) -> None:
         """Give the memory back."""

@@ -1,7 +1,8 @@
 """Tasks about pictures: lm-eval's requests, which carry them, -> a session's that takes images.
 
 lm-eval writes `<image>` where the picture belongs and hands over what the task's `doc_to_image` gives: here the path of
-a file, relative to the items (pictures.py makes it so), or several. Three things would change a score in silence, so they are done aloud:
+a file, relative to the items (pictures.py makes it so), or several. Three things would change a score in silence, so
+they are done aloud:
 
 * The place of the picture. A prompt without a chat template begins with it, before BOS, as Llama 3.2 Vision was
   trained.

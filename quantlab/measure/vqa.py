@@ -27,7 +27,9 @@ Docs = Sequence[dict[str, Any]]
 
 def short(responses: Responses, docs: Docs) -> list[list[str]]:
     """The first line that is not empty: these sets ask for a word or a few."""
-    return _each(responses, docs, lambda text, _: next((line.strip() for line in text.splitlines() if line.strip()), ""))
+    return _each(
+        responses, docs, lambda text, _: next((line.strip() for line in text.splitlines() if line.strip()), "")
+    )
 
 
 def final(responses: Responses, docs: Docs) -> list[list[str]]:
@@ -36,7 +38,7 @@ def final(responses: Responses, docs: Docs) -> list[list[str]]:
 
 
 def letter(responses: Responses, docs: Docs) -> list[list[str]]:
-    """The letter of the chosen option: alone, after "answer is", or that of the one option which is said word by word."""
+    """The letter of the chosen option: alone, after "answer is", or of the only option that is said word by word."""
     return _each(responses, docs, lambda text, doc: _letter(text, [str(one) for one in doc["options"]]))
 
 
@@ -116,7 +118,6 @@ def guessed(task: Any, doc: dict[str, Any], response: str) -> bool:
     judge = task.config.process_results
     if not callable(judge) or response is None:
         return False
-    before = random.Random(0).getstate()
     judge(doc, [response])
     return random.getstate() != random.Random(_lot(doc)).getstate()
 
