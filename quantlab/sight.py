@@ -52,7 +52,9 @@ def data(suite: Suite | None) -> tuple[list[str], list[str]]:
                 "HF_HUB_OFFLINE is set. Unset it, or name a local mirror with `data:` in the suite (docs/vision.md)."
             )
         else:
-            token = " Needs a token (`hf auth login`) and its terms accepted." if one.gated else " Not known to be gated."
+            token = (
+                " Needs a token (`hf auth login`) and its terms accepted." if one.gated else " Not known to be gated."
+            )
             notes.append(
                 f"{one.task}: data set {one.dataset}, revision {one.revision}, comes from the hub: network needed."
                 f"{token} Licence: {one.licence}."

@@ -118,7 +118,8 @@ def _workers(
     """What scores and what generates; of a model with images the variants that look at them."""
     if not hasattr(model.config, "vision_config"):
         return Scorer(model, place, budget), Generator(model, place, ends, decoder)
-    from quantlab.engines.torch_images import SeeingGenerator, SeeingScorer, Sight
+    from quantlab.engines.torch_images import SeeingScorer, Sight
+    from quantlab.engines.torch_images_generating import SeeingGenerator
 
     sight = Sight(model, folder, place)
     return SeeingScorer(model, place, budget, sight), SeeingGenerator(model, place, ends, decoder, sight)

@@ -73,6 +73,9 @@ class SeeingLM(SessionLM):
         self._folder = Path()
         self._mode = "own"
         self._instead: dict[str, str] = {}
+        self._encoded: dict[tuple[str, bool | None], list[int]] = {}
+        self._found: dict[str, Image] = {}
+        """Of the present task: questions about pictures come from a few templates, and a picture has many."""
 
     def look(self, loaded: LoadedTask) -> None:
         """The next task. With `images: shuffled` each picture is exchanged for another one of the task.
@@ -81,6 +84,8 @@ class SeeingLM(SessionLM):
             BadInput: a question without a picture, or one picture where they should be shuffled.
         """
         self._folder, self._mode = loaded.folder or Path(), loaded.ask.images
+        self._encoded.clear()
+        self._found.clear()
         if not loaded.task.MULTIMODAL:
             return
         docs = list(loaded.task.eval_docs)[: loaded.ask.limit]
@@ -94,11 +99,17 @@ class SeeingLM(SessionLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Text with a picture gets its BOS here, in its place, and none from the tokenizer."""
+        key = string, add_special_tokens
+        if key not in self._encoded:
+            self._encoded[key] = self._encode(string, add_special_tokens)
+        return self._encoded[key]
+
+    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
         text = string.replace(PLACEHOLDER, self._token)
         if self._token not in text:
-            return super().tok_encode(text, add_special_tokens, **kwargs)
+            return super().tok_encode(text, add_special_tokens)
         if self._mode == "none":
-            return super().tok_encode(text.replace(self._token, ""), add_special_tokens, **kwargs)
+            return super().tok_encode(text.replace(self._token, ""), add_special_tokens)
         return super().tok_encode(spell(text, self._token, self.tokenizer.bos_token), add_special_tokens=False)
 
     def _render(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -139,7 +150,10 @@ class SeeingLM(SessionLM):
             return ()
         paths = [self._instead.get(path, path) for path in listed(beside["visual"])]
         try:
-            return tuple(self._shelf.image(self._folder / path) for path in paths)
+            for path in paths:
+                if path not in self._found:
+                    self._found[path] = self._shelf.image(self._folder / path)
+            return tuple(self._found[path] for path in paths)
         except BadInput as error:
             raise BadInput(error.problem, place=f"{self.place}, {error.place}", cure=error.cure) from None
 
