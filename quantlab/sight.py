@@ -70,7 +70,7 @@ def cache(shape: Shape, grid: Grid, width: int) -> tuple[int, list[str]]:
     Args:
         width: bytes of one number in the cache.
     """
-    if not shape.cross_layers or not grid.images:
+    if not (shape.cross_layers and grid.images and grid.batch):
         return 0, []
     images, batch = max(grid.images), max(grid.batch)
     total = image_cache(shape, width) * images * batch
