@@ -153,3 +153,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def shards(path: Path, split: str) -> list[Path]:
+    """The files of one split: the file itself, or the Parquet or Arrow files of a folder that a set of the hub was
+    downloaded into, those called `split-...` where there are such."""
+    if not path.is_dir():
+        return [path]
+    every = sorted(file for file in path.iterdir() if file.suffix in (".parquet", ".arrow") and file.is_file())
+    return [file for file in every if file.name.startswith(f"{split}-")] or every or [path]

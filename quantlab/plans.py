@@ -100,8 +100,9 @@ def plan(
     sizes = sizes_of(model, weights_path, recipe)
     group, notes, refusals = group_size(recipe, sizes.layers)
     refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration)]
-    refusals += [*_state(model, weights_path), *_packages(suite), *too_long(suite, sizes.shape)]
-    notes += [*_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
+    sets = sight.data(suite)
+    refusals += [*_state(model, weights_path), *_packages(suite), *too_long(suite, sizes.shape), *sets[1]]
+    notes += [*sets[0], *_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
     made = Plan(recipe=recipe_name, group_size=group)
     if sizes.total:
         memory, where = (gpu.memory_bytes, gpu.name) if gpu else (host.memory_bytes, "this machine's memory")
@@ -242,7 +243,8 @@ def _kv(recipe: Recipe, shape: Shape | None, grid: Grid | None) -> tuple[int | N
         f"KV cache: 2 x {shape.layers} layers x {shape.kv_heads} heads x {shape.head_dim} x {width} bytes = "
         f"{token:,} bytes a token; {batch} x ({isl} + {osl}) tokens = {_gb(total)} in the largest cell."
     )
-    return total, [line]
+    seen, more = sight.cache(shape, grid, width)
+    return total + seen, [line, *more]
 
 
 def _cost(made: Plan, model: Model, recipe: Recipe, sizes: Sizes, memory: int, cores: int, *, cpu: bool) -> Plan:

@@ -151,7 +151,8 @@ def footprint(
         f"Weights on each GPU: {linear:,} x {bits:g} bits / {tp} + {vocabulary:,} of embedding and head x 16 bits / "
         f"{tp} + {rest:,} others x 16 bits = {gb(weights)}.",
         f"KV cache: 2 x {shape.layers} layers x {-(-shape.kv_heads // tp)} heads x {shape.head_dim} x {width} bytes = "
-        f"{token:,} bytes a token" + (f", and {gb(image)} for the image of a sequence." if image else "."),
+        f"{token:,} bytes a token"
+        + (f", and {gb(image)} for the {IMAGE_POSITIONS:,} image tokens of a sequence." if image else "."),
         f"Reserve: {gb(reserve)} for the CUDA context, graphs and buffers{', and the system' if unified else ''}.",
     )
     return Footprint(

@@ -58,9 +58,9 @@ def encoded(tool: Any, text: str) -> tuple[int, ...]:
     return tuple(tool.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def theirs(session: TorchSession, tool: Any, text: str, image: Image | None) -> tuple[dict[str, Any], torch.Tensor]:
+def theirs(session: TorchSession, tool: Any, text: str, *images: Image | None) -> tuple[dict[str, Any], torch.Tensor]:
     """What transformers makes of a prompt: its inputs and log-probabilities [tokens, vocabulary]."""
-    pictures = [[opened(image.path)]] if image else None
+    pictures = [[opened(image.path) for image in images if image]] if any(images) else None
     batch = dict(tool(images=pictures, text=[text], add_special_tokens=False, return_tensors="pt"))
     with torch.inference_mode():
         return batch, session.model(**batch).logits[0].float().log_softmax(-1)
@@ -139,6 +139,33 @@ def test_generated_tokens_are_those_of_transformers(session: TorchSession, tool:
             text = tool.tokenizer.decode(ids)
 
 
+SEVERAL = ("<|image|><|image|><|begin_of_text|>what is the red shape?",
+           "<|image|><|begin_of_text|>what is <|image|>the red shape?",
+           "<|begin_of_text|>what is the <|image|><|image|>red <|image|>shape?")  # fmt: skip
+
+
+def test_several_pictures_are_seen_as_transformers_sees_them(
+    session: TorchSession, tool: Any, images: list[Image]
+) -> None:
+    """A token sees the last picture before it, and those that stand side by side with it; pictures of different numbers
+    of tiles, and prompts with one, two and three of them in one batch."""
+    begun = [GenerateRequest(encoded(tool, SEVERAL[0][9:]), 3, ignore_eos=True, images=(images[2],))]
+    for number, text in enumerate(SEVERAL):
+        own = tuple(images[(number + place) % len(images)] for place in range(text.count("<|image|>")))
+        ids = encoded(tool, text)
+        begun.append(GenerateRequest(ids, 3, ignore_eos=True, images=own))
+        whole = ScoreRequest(ids, (9, 10), images=own)
+        _, logprobs = theirs(session, tool, text + tool.tokenizer.decode([9]), *own)
+        found = session.logprobs([whole])[0].logprobs
+        np.testing.assert_allclose(found, [float(logprobs[-2, 9]), float(logprobs[-1, 10])], atol=1e-4)
+    for request, done in zip(begun, session.generate(begun), strict=True):
+        text = tool.tokenizer.decode(request.prompt)
+        for token in done.tokens:
+            _, logprobs = theirs(session, tool, text, *request.images)
+            assert float(logprobs[-1].max() - logprobs[-1, token]) < 1e-4
+            text = tool.tokenizer.decode((*encoded(tool, text), token))
+
+
 def test_a_question_without_its_picture_is_refused(session: TorchSession, tool: Any, images: list[Image]) -> None:
     ids = encoded(tool, "<|image|><|begin_of_text|>what is the red shape?")
     for prompt, given in ((ids, ()), (ids[1:], (images[0],)), ((64, *ids), (images[0],))):
@@ -146,8 +173,6 @@ def test_a_question_without_its_picture_is_refused(session: TorchSession, tool: 
             session.logprobs([ScoreRequest(prompt, (9,), images=given)])
         with pytest.raises(BadInput, match="image tokens"):
             session.generate([GenerateRequest(prompt, 2, images=given)])
-    with pytest.raises(BadInput, match="more than one picture"):
-        session.logprobs([ScoreRequest((64, *ids), (9,), images=(images[0], images[1]))])
     with pytest.raises(BadInput, match="output head ends at 64"):
         session.logprobs([ScoreRequest(ids, (64,), images=(images[0],))])
     with pytest.raises(BadInput, match="No such file"):

@@ -178,3 +178,30 @@ def test_the_items_are_whole() -> None:
             assert (ROOT / "evals" / "items" / item["image"]).is_file()
             clusters.add(item["cluster"])
     assert len(clusters) == 400
+
+
+def test_an_early_run_asks_its_controls_about_its_first_slice(session: Session, tmp_path: Path) -> None:
+    kept = vqa()
+    first, _ = accuracy(bench(tmp_path / "a", session, kept, part=(0, 20)))
+    second, _ = accuracy(bench(tmp_path / "b", session, kept, part=(20, 30)))
+    assert isinstance(first, Accuracy)
+    assert isinstance(second, Accuracy)
+    own = {one.task: one.n for one in first.tasks}
+    assert sum(own.values()) == 20
+    assert [(one.task, one.n) for one in first.controls] == [
+        (f"{task}, {kind} images", own[task]) for kind in ("shuffled", "no") for task in own
+    ]
+    assert all(one.score.value < 0.8 for one in first.controls)
+    assert second.controls == ()
+
+
+def test_the_sentence_about_controls_names_their_items(session: Session, tmp_path: Path) -> None:
+    from quantlab.pipeline.answers import _controls
+
+    record, _ = accuracy(bench(tmp_path, session, vqa(controls=vqa().controls[:1]), part=(0, 20)))
+    assert isinstance(record, Accuracy)
+    task = record.controls[0].task.partition(", ")[0]
+    own = next(one for one in record.tasks if one.task == task)
+    text = _controls("bf16", record)
+    assert f"its own picture {100 * own.score.value:.1f} %" in text
+    assert f"about the first {own.n} items" in text

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantlab.catalog import strict
-from quantlab.catalog.files import SUFFIXES, Found, file_digest, folder, resolve
+from quantlab.catalog.files import SUFFIXES, Found, base, file_digest, folder, resolve
+from quantlab.disk import shards
 from quantlab.errors import BadInput
 from quantlab.records import CalibrationSet, Suite, SuiteTask, digest
 
@@ -82,10 +83,16 @@ def set_digest(found: Found) -> str:
 
 
 def _task_pieces(found: Found, task: SuiteTask, known: dict[str, Path]) -> list[list[str]]:
-    data = [resolve(found, name) for _, name in sorted((task.data or {}).items())]
+    data = [file for split, name in sorted((task.data or {}).items()) for file in shards(_placed(found, name), split)]
     files = [*data, *sorted(_files_of(task.task, known, set()))]
     files += [picture for file in files if file.suffix == ".jsonl" for picture in pictures(file)]
     return [[path.name, file_digest(path)] for path in files]
+
+
+def _placed(found: Found, name: str) -> Path:
+    """A file or folder that the suite names. Raises BadInput for what is not there."""
+    folder_ = base(found) / name
+    return folder_ if folder_.is_dir() else resolve(found, name)
 
 
 def _files_of(task: str, known: dict[str, Path], seen: set[Path]) -> Iterator[Path]:
@@ -126,6 +133,13 @@ def pictures(file: Path, field: str = "image") -> list[Path]:
     return [path for path in (file.parent / name for name in sorted(named)) if path.is_file()]
 
 
+def definition(task: str) -> dict[str, Any] | None:
+    """The file of one of our own tasks as plain data; None for lm-eval's."""
+    path = _definitions(folder("tasks")).get(task)
+    tree = _plain(path) if path else None
+    return tree if isinstance(tree, dict) else None
+
+
 def _definitions(tasks: Path) -> dict[str, Path]:
     """Task or group name -> file, from the line `task: name` that lm-eval files begin with."""
     names: dict[str, Path] = {}
@@ -136,7 +150,17 @@ def _definitions(tasks: Path) -> dict[str, Path]:
 
 
 def _tree(path: Path) -> Any:
-    """The task file as plain data; `!function a.b` becomes "a.py", package data its absolute path."""
+    """The task file as plain data, and with it the absolute path of data in an installed package."""
+    tree = _plain(path)
+    metadata = tree.get("metadata") if isinstance(tree, dict) else None
+    package = metadata.get("data_package") if isinstance(metadata, dict) else None
+    if not isinstance(package, dict):
+        return tree
+    return [tree, package_file(str(package.get("package", "")), str(package.get("file", "")))]
+
+
+def _plain(path: Path) -> Any:
+    """YAML -> plain data; `!function a.b` becomes "a.py"."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -147,15 +171,10 @@ def _tree(path: Path) -> Any:
 
     Loader.add_constructor("!function", function)
     try:
-        tree = Loader(path.read_text("utf-8")).get_single_data()
+        return Loader(path.read_text("utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError) as error:
         cure = "Correct the task file."
         raise BadInput(f"is no task file ({error}).", place=strict.show(path), cure=cure) from None
-    metadata = tree.get("metadata") if isinstance(tree, dict) else None
-    package = metadata.get("data_package") if isinstance(metadata, dict) else None
-    if not isinstance(package, dict):
-        return tree
-    return [tree, package_file(str(package.get("package", "")), str(package.get("file", "")))]
 
 
 def package_file(package: str, file: str) -> str:

@@ -86,6 +86,10 @@ def grid(record: Grid) -> Iterator[Complaint]:
     if record.served and not record.concurrency:
         yield ("served",), "there is no load to serve.", "Write concurrency: [1, 4, 16]."
     yield from _least(record.waves, 1, "waves")
+    for index, count in enumerate(record.images):
+        yield from _least(count, 1, "images", index)
+        if count >= min(record.isl, default=count + 1):
+            yield ("images",), f"{count} image tokens leave no text in {min(record.isl)}.", "Write a longer isl."
     yield from _least(record.warmup, 0, "warmup")
     yield from _least(record.repeats, 1, "repeats")
 

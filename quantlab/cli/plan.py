@@ -13,6 +13,7 @@ import click
 @click.option("--gpu", help="GPU of the catalog (`quantlab ls gpus`), or a YAML file; default: this machine.")
 @click.option("--tp", type=click.IntRange(1, 64), default=1, show_default=True, help="GPUs that share each layer.")
 @click.option("--grid", help="Throughput grid whose cells must fit, name or file.")
+@click.option("--suite", help="Suite, name or file: which of its data sets need the network, a licence or a token.")
 @click.option("--context", help="Tokens of a sequence, e.g. 8192 or 8k, instead of a grid.")
 @click.option("--batch", default="1", show_default=True, help="Sequences at once with --context: 8, or 1..64.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
@@ -29,7 +30,7 @@ def plan(**words: Any) -> None:
         return
     from quantlab.advice import plan_gpu
 
-    as_json, names = words.pop("as_json"), words.pop("recipes")
+    as_json, names, suite = words.pop("as_json"), words.pop("recipes"), words.pop("suite")
     found = plan_gpu(words.pop("model"), names, **words)
     if as_json:
         import msgspec
@@ -42,6 +43,21 @@ def plan(**words: Any) -> None:
         click.echo(("\n" if index else "") + click.style(each.recipe, bold=True))
         for line in explain(each):
             click.echo(f"  {line}")
+    if suite is not None:
+        click.echo(f"\n{click.style(suite, bold=True)}")
+        for line in _data(suite):
+            click.echo(f"  {line}")
+
+
+def _data(word: str) -> list[str]:
+    """What the suite asks of the hub."""
+    from quantlab import catalog, sight
+    from quantlab.records import Suite
+
+    record = catalog.suite(word).record
+    assert isinstance(record, Suite)
+    notes, refusals = sight.data(record)
+    return [*(f"Note: {each}" for each in notes), *(f"Refused: {each}" for each in refusals)] or ["All data are here."]
 
 
 def _here(words: dict[str, Any]) -> None:
@@ -51,5 +67,11 @@ def _here(words: dict[str, Any]) -> None:
     from quantlab.records import EngineConfig
 
     config = EngineConfig(tensor_parallel=words["tp"])
-    ask = pipeline.Ask(model=words["model"], recipes=words["recipes"], grid=words["grid"] or "quick", config=config)
+    ask = pipeline.Ask(
+        model=words["model"],
+        recipes=words["recipes"],
+        suite=words["suite"] or "quick",
+        grid=words["grid"] or "quick",
+        config=config,
+    )
     _plan(pipeline.plan_run(ask, Ledger(None)), words["as_json"])

@@ -120,6 +120,25 @@ class Session(Protocol):
     def logprobs(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One pass of pictures through vision tower and projector."""
+
+    seconds: float
+    """Tower and projector, the tiles being ready on the device."""
+    tokens: tuple[int, ...]
+    """Vectors of each picture that the decoder looks at; padding tiles do not count."""
+
+
+@runtime_checkable
+class SeeingSession(Session, Protocol):
+    """A session that can also say how fast it looks."""
+
+    def encode(self, images: Sequence[Image]) -> Encoded:
+        """All pictures in one batch, whether they were encoded before or not."""
+        ...
+
+
 class Engine(Protocol):
     """One SDK."""
 

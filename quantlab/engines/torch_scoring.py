@@ -59,7 +59,7 @@ class TrunkCache(DynamicCache):  # type: ignore[misc]
 
 
 @dataclass(slots=True)
-class _Answer:
+class Answer:
     """A request, the first position of its path that predicts, and what is known so far."""
 
     request: ScoreRequest
@@ -68,6 +68,9 @@ class _Answer:
     top: np.ndarray
     distribution: np.ndarray | None
 
+    def score(self) -> Score:
+        return Score(self.logprobs, bool(self.top.all()), self.distribution)
+
 
 @dataclass(slots=True)
 class _Wanted:
@@ -75,7 +78,7 @@ class _Wanted:
 
     place: list[np.ndarray]
     target: list[np.ndarray]
-    answer: list[tuple[_Answer, int]]
+    answer: list[tuple[Answer, int]]
     """Answer and the index in its continuation where its run starts."""
 
 
@@ -99,27 +102,23 @@ class Scorer:
         asked = [answer for answer in answers if answer.request.continuation]
         # The last token of a continuation is predicted and never fed.
         paths = Paths([(*a.request.context, *a.request.continuation[:-1]) for a in asked])
-        by_path: dict[int, list[_Answer]] = defaultdict(list)
+        by_path: dict[int, list[Answer]] = defaultdict(list)
         for place, answer in zip(paths.order, asked, strict=True):
             by_path[place].append(answer)
         if asked:
             with torch.inference_mode():
-                self._run(self._plan(paths), None, paths, by_path)
-        return [Score(a.logprobs, bool(a.top.all()), a.distribution) for a in answers]
-
-    def _plan(self, paths: Paths) -> Trunk:
-        """What is computed in which row."""
-        return plan(paths, self.token_budget)
+                self._run(plan(paths, self.token_budget), None, paths, by_path)
+        return [answer.score() for answer in answers]
 
     def _beside(self, bins: list[list[Tree]], width: int) -> dict[str, torch.Tensor]:
         """What the model is given beside the tokens; see torch_images.py."""
         return {}
 
-    def _answer(self, request: ScoreRequest) -> _Answer:
+    def _answer(self, request: ScoreRequest) -> Answer:
         n = len(request.continuation)
         width = int(self.head.weight.shape[0])
         distribution = np.empty((n, width), dtype=np.float32) if request.full else None
-        return _Answer(
+        return Answer(
             request,
             len(request.context) - 1,
             np.full(n, np.nan, dtype=np.float32),
@@ -127,19 +126,25 @@ class Scorer:
             distribution,
         )
 
-    def _run(self, trunk: Trunk, parent: TrunkCache | None, paths: Paths, by_path: dict[int, list[_Answer]]) -> None:
+    def _run(self, trunk: Trunk, parent: TrunkCache | None, paths: Paths, by_path: dict[int, list[Answer]]) -> None:
         """The trunk itself, then its trees in batches, then the trunks that grow from it."""
         cache = self._grow(trunk, parent, paths, by_path) if trunk.stop > trunk.start else parent
         for bins in batches(rows(trunk.trees), self.token_budget):
-            hidden = self._forward(bins, cache)
-            offsets = _offsets(bins, hidden.shape[1])
-            found = [(path, trunk.stop, at + nodes) for tree, at in offsets for path, nodes in tree.paths]
-            self._read(hidden.flatten(0, 1), _wanted(found, by_path))
+            self._take(bins, cache, trunk.stop, by_path)
         for child in trunk.children:
             self._run(child, cache, paths, by_path)
 
+    def _take(
+        self, bins: list[list[Tree]], cache: TrunkCache | None, stop: int, by_path: dict[int, list[Answer]]
+    ) -> None:
+        """One forward pass, and what is predicted in it. `stop`: tokens of the trunk that the trees hang on."""
+        hidden = self._forward(bins, cache)
+        offsets = _offsets(bins, hidden.shape[1])
+        found = [(path, stop, at + nodes) for tree, at in offsets for path, nodes in tree.paths]
+        self._read(hidden.flatten(0, 1), _wanted(found, by_path))
+
     def _grow(
-        self, trunk: Trunk, parent: TrunkCache | None, paths: Paths, by_path: dict[int, list[_Answer]]
+        self, trunk: Trunk, parent: TrunkCache | None, paths: Paths, by_path: dict[int, list[Answer]]
     ) -> TrunkCache:
         cache = TrunkCache(parent, keep=True)
         tokens = paths.tokens[trunk.sample][trunk.start : trunk.stop]
@@ -225,7 +230,7 @@ def _offsets(bins: list[list[Tree]], width: int) -> list[tuple[Tree, int]]:
     return found
 
 
-def _wanted(found: list[tuple[int, int, np.ndarray]], by_path: dict[int, list[_Answer]]) -> _Wanted:
+def _wanted(found: list[tuple[int, int, np.ndarray]], by_path: dict[int, list[Answer]]) -> _Wanted:
     """What to predict at the computed runs `found`: (path, position of the first node, flat place of each node)."""
     wanted = _Wanted([], [], [])
     for path, position, places in found:

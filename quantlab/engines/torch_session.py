@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlab.engines import Completion, GenerateRequest, Image, Score, ScoreRequest, require_fits, require_length
+from quantlab.engines import (
+    Completion,
+    Encoded,
+    GenerateRequest,
+    Image,
+    Score,
+    ScoreRequest,
+    require_fits,
+    require_length,
+)
 from quantlab.engines.torch import FP8_CAPABILITY
 from quantlab.engines.torch_generating import Generator
 from quantlab.engines.torch_scoring import Scorer
@@ -64,6 +73,13 @@ class TorchSession:
             scores: list[Score] = self.scorer.logprobs(requests)
             return scores
 
+    def encode(self, images: Sequence[Image]) -> Encoded:
+        """Time tower and projector. Raises BadInput where the model takes no images."""
+        self._check_images(tuple(images))
+        with _memory(self.device):
+            found: Encoded = self.scorer.sight.timed(images)  # type: ignore[attr-defined]
+            return found
+
     def close(self) -> None:
         """Give the memory back."""
         del self.model, self.scorer, self._generator
@@ -102,7 +118,8 @@ def _workers(
     """What scores and what generates; of a model with images the variants that look at them."""
     if not hasattr(model.config, "vision_config"):
         return Scorer(model, place, budget), Generator(model, place, ends, decoder)
-    from quantlab.engines.torch_images import SeeingGenerator, SeeingScorer, Sight
+    from quantlab.engines.torch_images import SeeingScorer, Sight
+    from quantlab.engines.torch_images_generating import SeeingGenerator
 
     sight = Sight(model, folder, place)
     return SeeingScorer(model, place, budget, sight), SeeingGenerator(model, place, ends, decoder, sight)

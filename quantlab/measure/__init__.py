@@ -14,6 +14,8 @@ thing scored is the thing timed, whichever SDK is behind it.
     part        a slice of a suite in its random order
     adapter     lm-eval's requests -> the session's, block by block
     seeing      the adapter for tasks about pictures
+    pictures    pictures inside a data set -> files
+    vqa         answers in responses, and the metrics that task files name
     controls    the same tasks with the wrong picture, or none
     sights      pictures for the canary
     blocks      how requests are cut into blocks

@@ -56,7 +56,7 @@ def accuracy(bench: Bench) -> Measured:
             score, new = _run(lm, loaded, mine)
             scores.append(score)
             items += new
-        controls = controlled(bench, lm, tasks_folder, _run)
+        controls = controlled(bench, lm, tasks_folder, _run, chosen)
     path = bench.folder / "items.parquet"
     write(items, path)
     record = Accuracy(

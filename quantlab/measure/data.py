@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
+from quantlab.disk import shards
 from quantlab.errors import BadInput, NoAccess
 from quantlab.records import SuiteTask
 
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
 """Suffix -> builder of `datasets`."""
 
 
@@ -53,7 +54,7 @@ def localize(
         "dataset_path": _builder(files, place),
         "dataset_name": None,
         "dataset_kwargs": {
-            "data_files": {split: str(file.resolve()) for split, file in files.items()},
+            "data_files": {split: [str(file.resolve()) for file in some] for split, some in files.items()},
             "cache_dir": str((scratch / "datasets").resolve()),
         },
         **_splits(ask, config, files, place),
@@ -67,36 +68,37 @@ def localize(
 def items_folder(ask: SuiteTask, config: dict[str, Any], definition: Path | None, suite_folder: Path) -> Path | None:
     """Folder of the items' file, against which the paths of their pictures are resolved; None for the hub."""
     files = _files(ask, config, definition, suite_folder)
-    file = files and files.get(config.get("test_split") or config.get("validation_split") or "")
-    return file.parent.resolve() if file else None
+    some = files and files.get(config.get("test_split") or config.get("validation_split") or "")
+    return some[0].parent.resolve() if some else None
 
 
-def _require(files: dict[str, Path], place: str) -> None:
-    for file in files.values():
+def _require(files: dict[str, list[Path]], place: str) -> None:
+    every = [file for some in files.values() for file in some]
+    for file in every:
         if not file.is_file():
             raise BadInput(
                 f"there is no file {file}.", place=place, cure="Correct the path; it is relative to the YAML."
             )
-    if empty := [file.name for file in files.values() if not file.stat().st_size]:
+    if empty := [file.name for file in every if not file.stat().st_size]:
         raise BadInput(f"{', '.join(empty)} is empty.", place=place, cure="Put one item a line into it.")
 
 
 def _files(
     ask: SuiteTask, config: dict[str, Any], definition: Path | None, suite_folder: Path
-) -> dict[str, Path] | None:
-    """split -> file, or None for the hub. The suite's word goes before the task's."""
+) -> dict[str, list[Path]] | None:
+    """split -> files, or None for the hub. The suite's word goes before the task's."""
     if ask.data:
-        return {split: suite_folder / file for split, file in ask.data.items()}
+        return {split: shards(suite_folder / file, split) for split, file in ask.data.items()}
     source = (config.get("metadata") or {}).get("data_package")
     if source:
         folder = _folder_of(source["package"])
-        return {config["test_split"]: folder / source["file"]}
+        return {config["test_split"]: [folder / source["file"]]}
     named = (config.get("dataset_kwargs") or {}).get("data_files")
-    if definition is None or not isinstance(named, dict):
-        return None
+    if definition is None or not isinstance(named, dict) or config.get("dataset_path") not in BUILDERS.values():
+        return None  # files of a set of the hub: `datasets` finds them there, or in its cache
     if any(not isinstance(file, str) or "://" in file for file in named.values()):
         return None
-    return {split: definition.parent / file for split, file in named.items()}
+    return {split: [definition.parent / file] for split, file in named.items()}
 
 
 def _folder_of(package: str) -> Path:
@@ -111,18 +113,19 @@ def _folder_of(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _builder(files: dict[str, Path], place: str) -> str:
-    builders = {BUILDERS.get(file.suffix) for file in files.values()}
+def _builder(files: dict[str, list[Path]], place: str) -> str:
+    every = [file for some in files.values() for file in some]
+    builders = {BUILDERS.get(file.suffix) for file in every}
     if len(builders) > 1 or None in builders:
         raise BadInput(
-            f"cannot read {', '.join(file.name for file in files.values())}.",
+            f"cannot read {', '.join(file.name for file in every)}.",
             place=place,
             cure=f"All files of a task need one of the suffixes {', '.join(BUILDERS)}.",
         )
     return str(builders.pop())
 
 
-def _splits(ask: SuiteTask, config: dict[str, Any], files: dict[str, Path], place: str) -> dict[str, None]:
+def _splits(ask: SuiteTask, config: dict[str, Any], files: dict[str, list[Path]], place: str) -> dict[str, None]:
     """The splits that lm-eval must not look for, because nothing is taken from them."""
     items = config.get("test_split") or config.get("validation_split")
     if items not in files:

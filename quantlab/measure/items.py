@@ -19,10 +19,13 @@ from quantlab.errors import BadInput, Broken
 from quantlab.measure.adapter import key
 from quantlab.measure.blocks import Sent
 from quantlab.measure.tasks import LoadedTask
+from quantlab.measure.vqa import guessed
 from quantlab.records import digest
 
-ID_FIELDS = ("id", "question_id")
+ID_FIELDS = ("id", "question_id", "questionId")
 """Fields of a document that may name it; its number where none is unique."""
+KIND_FIELDS = ("kind", "answer_type", "question_type")
+"""Fields of a document that say which kind of question it is: ours, VQAv2's, MMMU's."""
 CLUSTER_FIELDS = ("cluster", "subject", "category")
 """Fields of a document that say which items share a passage or a subject; each item alone where there is
 none."""
@@ -38,7 +41,7 @@ class Item:
     id: str
     cluster: str
     kind: str
-    """The document's field `kind`, for tables; empty where it has none."""
+    """Which kind of question it is, for tables; empty where the document does not say."""
     prompt: str
     """Rendered text, few-shot examples and chat template included."""
     prompt_digest: str
@@ -84,7 +87,7 @@ def _row(loaded: LoadedTask, name: str, cluster: str, sample: dict[str, Any], se
         task=loaded.name,
         id=name,
         cluster=cluster,
-        kind=str(doc.get("kind") or ""),
+        kind=next((str(doc[field]) for field in KIND_FIELDS if doc.get(field)), ""),
         prompt=str(sample["arguments"][0][0]),
         prompt_digest=digest([one.digest for one in went]),
         question_digest=digest(str(loaded.task.doc_to_text(doc)), answer["choices"]),
@@ -149,6 +152,7 @@ def _text(loaded: LoadedTask, sample: dict[str, Any]) -> dict[str, Any]:
     response = sample["filtered_resps"][0]
     nothing = {*NO_ANSWER, *_fallbacks(loaded)}
     found = response is not None and str(response).strip() not in nothing
+    found = found and not guessed(loaded.task, sample["doc"], response)
     return {
         "choices": "[]",
         "right": str(sample["target"]),

@@ -1,7 +1,8 @@
 """Tasks about pictures: lm-eval's requests, which carry them, -> a session's that takes images.
 
 lm-eval writes `<image>` where the picture belongs and hands over what the task's `doc_to_image` gives: here the path of
-a file, relative to the items. Three things would change a score in silence, so they are done aloud:
+a file, relative to the items (pictures.py makes it so), or several. Three things would change a score in silence, so
+they are done aloud:
 
 * The place of the picture. A prompt without a chat template begins with it, before BOS, as Llama 3.2 Vision was
   trained.
@@ -25,6 +26,7 @@ from quantlab.formats.seeing import image_processor, spell
 from quantlab.images import opened, pixel_digest
 from quantlab.measure.adapter import SessionLM
 from quantlab.measure.journal import Journal
+from quantlab.measure.pictures import listed
 from quantlab.measure.tasks import LoadedTask
 
 PLACEHOLDER = "<image>"
@@ -71,6 +73,9 @@ class SeeingLM(SessionLM):
         self._folder = Path()
         self._mode = "own"
         self._instead: dict[str, str] = {}
+        self._encoded: dict[tuple[str, bool | None], list[int]] = {}
+        self._found: dict[str, Image] = {}
+        """Of the present task: questions about pictures come from a few templates, and a picture has many."""
 
     def look(self, loaded: LoadedTask) -> None:
         """The next task. With `images: shuffled` each picture is exchanged for another one of the task.
@@ -79,25 +84,39 @@ class SeeingLM(SessionLM):
             BadInput: a question without a picture, or one picture where they should be shuffled.
         """
         self._folder, self._mode = loaded.folder or Path(), loaded.ask.images
+        self._encoded.clear()
+        self._found.clear()
         if not loaded.task.MULTIMODAL:
             return
         docs = list(loaded.task.eval_docs)[: loaded.ask.limit]
-        named = [loaded.task.doc_to_image(doc) for doc in docs]
-        blind = [place for place, one in enumerate(named) if not isinstance(one, str) or not one.strip()]
+        named = [list(listed(loaded.task.doc_to_image(doc))) for doc in docs]
+        blind = [place for place, some in enumerate(named) if not some or not all(some)]
         if blind:
             cure = "Give each question its picture, a path relative to the items' file."
             place = f"{self.place}, item {blind[0]}"
             raise BadInput(f"{len(blind)} questions come without a picture.", place=place, cure=cure)
-        self._instead = _shuffled(named) if self._mode == "shuffled" else {}
+        self._instead = _shuffled([one for some in named for one in some]) if self._mode == "shuffled" else {}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Text with a picture gets its BOS here, in its place, and none from the tokenizer."""
-        if PLACEHOLDER not in string:
-            return super().tok_encode(string, add_special_tokens, **kwargs)
+        key = string, add_special_tokens
+        if key not in self._encoded:
+            self._encoded[key] = self._encode(string, add_special_tokens)
+        return self._encoded[key]
+
+    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
+        text = string.replace(PLACEHOLDER, self._token)
+        if self._token not in text:
+            return super().tok_encode(text, add_special_tokens)
         if self._mode == "none":
-            return super().tok_encode(string.replace(PLACEHOLDER, ""), add_special_tokens, **kwargs)
-        text = spell(string.replace(PLACEHOLDER, self._token), self._token, self.tokenizer.bos_token)
-        return super().tok_encode(text, add_special_tokens=False)
+            return super().tok_encode(text.replace(self._token, ""), add_special_tokens)
+        return super().tok_encode(spell(text, self._token, self.tokenizer.bos_token), add_special_tokens=False)
+
+    def _render(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """With each picture as a part of its message, as `hf-multimodal` hands it over: Llama 3.2's template writes the
+        system message with the date only where it finds no picture, and looks for one in the parts."""
+        parted: list[Any] = [{**one, "content": _parts(one["content"])} for one in history]
+        return super()._render(parted, add_generation_prompt)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Of answers to questions about pictures; text alone as ever."""
@@ -129,8 +148,23 @@ class SeeingLM(SessionLM):
     def _images(self, beside: dict[str, Any]) -> tuple[Image, ...]:
         if self._mode == "none":
             return ()
-        path = str(beside["visual"])
-        return (self._shelf.image(self._folder / self._instead.get(path, path)),)
+        paths = [self._instead.get(path, path) for path in listed(beside["visual"])]
+        try:
+            for path in paths:
+                if path not in self._found:
+                    self._found[path] = self._shelf.image(self._folder / path)
+            return tuple(self._found[path] for path in paths)
+        except BadInput as error:
+            raise BadInput(error.problem, place=f"{self.place}, {error.place}", cure=error.cure) from None
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    """The text of a message, cut where a picture belongs."""
+    found: list[dict[str, str]] = []
+    for number, part in enumerate(text.split(PLACEHOLDER)):
+        found += [{"type": "image"}] if number else []
+        found += [{"type": "text", "text": part}] if part else []
+    return found
 
 
 def _shuffled(named: list[str]) -> dict[str, str]:

@@ -22,6 +22,8 @@ from typing import Any
 
 from quantlab.errors import BadInput, NoAccess
 from quantlab.measure.data import items_folder, localize
+from quantlab.measure.pictures import on_disk, undecoded
+from quantlab.measure.vqa import steady
 from quantlab.records import Suite, SuiteTask
 
 SEEDS = (0, 1234, 1234)
@@ -55,7 +57,9 @@ class LoadedTask:
         return list(islice(self.task.eval_docs, self.items))
 
 
-def load(suite: Suite, suite_folder: Path, tasks_folder: Path | None, scratch: Path) -> list[LoadedTask]:
+def load(
+    suite: Suite, suite_folder: Path, tasks_folder: Path | None, scratch: Path, pictures: Path | None = None
+) -> list[LoadedTask]:
     """All tasks of a suite, groups resolved, in order.
 
     Args:
@@ -63,14 +67,16 @@ def load(suite: Suite, suite_folder: Path, tasks_folder: Path | None, scratch: P
         suite_folder: its relative paths are relative to this.
         tasks_folder: folder with quantlab's own lm-eval task files.
         scratch: where data sets are converted and task files with absolute paths are written.
+        pictures: where the pictures of data sets are written; None for a folder of `scratch`.
 
     Raises:
         BadInput: unknown task, metric or file, shots that a task forbids, a task twice.
         NoAccess: data or a package that is not on this machine.
     """
     _seed()
+    _keep_templates()
     shelf = _Shelf(tasks_folder)
-    seeing = suite.modality == "vision"
+    seeing = (pictures or scratch / "pictures") if suite.modality == "vision" else None
     loaded = [one for ask in suite.tasks for one in _load(ask, shelf, suite_folder, scratch, seeing)]
     names = [one.name for one in loaded]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -113,15 +119,20 @@ def _everything(folder: Path | None) -> Any:
     return TaskManager(include_path=folder)
 
 
-def _load(ask: SuiteTask, shelf: _Shelf, suite_folder: Path, scratch: Path, seeing: bool) -> Iterator[LoadedTask]:
+def _load(
+    ask: SuiteTask, shelf: _Shelf, suite_folder: Path, scratch: Path, pictures: Path | None
+) -> Iterator[LoadedTask]:
     manager = shelf.manager(ask.task)
     entry = manager.task_index[ask.task]
     place = f"task {ask.task}"
     local = localize(ask, entry.cfg or {}, entry.yaml_path, suite_folder, scratch)
-    with _explained(place, (entry.cfg or {}).get("dataset_path")):
+    with _explained(place, (entry.cfg or {}).get("dataset_path")), undecoded():
         tasks = manager.load([str(local) if local else ask.task])["tasks"]
     for name, task in tasks.items():
-        _refuse_unsafe(task, f"task {name}", seeing)
+        _refuse_unsafe(task, f"task {name}", pictures is not None)
+        if getattr(task, "MULTIMODAL", False) and pictures is not None:
+            on_disk(task, pictures, ask.limit, f"task {name}")
+        steady(task)
         _set_shots(ask, task, f"task {name}")
         metric, chosen = _metric(ask, task, f"task {name}")
         folder = items_folder(ask, entry.cfg or {}, entry.yaml_path, suite_folder)
@@ -133,6 +144,7 @@ def _explained(place: str, dataset: str | None) -> Iterator[None]:
     """What lm-eval and datasets raise, as one of ours."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
+    from jinja2.exceptions import TemplateError
 
     try:
         yield
@@ -145,9 +157,9 @@ def _explained(place: str, dataset: str | None) -> Iterator[None]:
             place=place,
             cure="Connect (`hf auth login` for a gated one), or name local files with `data:` in the suite.",
         ) from error
-    except KeyError as error:
-        raise BadInput(f"its data have no {error}.", place=place, cure="Compare them with the task's YAML.") from error
-    except (DatasetsError, FileNotFoundError, ValueError, RuntimeError, StopIteration) as error:
+    except (KeyError, TemplateError) as error:
+        raise BadInput(f"its data do not fit: {error}.", place=place, cure="Compare them with its YAML.") from error
+    except (DatasetsError, OSError, ValueError, RuntimeError, IndexError, StopIteration) as error:
         what = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BadInput(
             f"its data cannot be read: {what}",
@@ -196,6 +208,15 @@ def _metric(ask: SuiteTask, task: Any, place: str) -> tuple[str, str]:
             cure=f"Choose one of: {known}.",
         )
     return metric, chosen
+
+
+@cache
+def _keep_templates() -> None:
+    """lm-eval compiles a task's templates anew for each item and each field: a third of the time of scoring short
+    questions. Compiled once they give the same text."""
+    from lm_eval.utils import env
+
+    env.from_string = cache(env.from_string)
 
 
 def _seed() -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Callable
 from itertools import product
 from typing import Literal
 
@@ -33,6 +34,7 @@ from quantlab.measure import Bench, Measured
 from quantlab.measure.doubts import NO_MEMORY, Failed, falls_apart, generate, ordinary_tokens, require_possible
 from quantlab.measure.inflight import knees, load_cells
 from quantlab.measure.memory import bytes_per_step, peak_bytes, reset_peak
+from quantlab.measure.pictured import Request, pictured, spoken
 from quantlab.measure.roofline import prefill_seconds
 from quantlab.measure.steady import Counted, Timed, counted, percentiles
 from quantlab.records import Cell, Grid, Number, Throughput
@@ -55,11 +57,15 @@ def throughput(bench: Bench) -> Measured:
     for place, (isl, osl, batch) in enumerate(shapes):
         bench.reporter.progress("throughput", place, len(shapes), f"{isl} in, {osl} out, batch {batch}")
         cells += _cells(bench, isl, osl, batch, grid, fallen)
+    pictures = (
+        pictured(bench, grid, shapes, lambda shape, ask: _cell(bench, *shape, grid, "", ask)) if grid.images else ()
+    )
     bench.reporter.progress("throughput", len(shapes), len(shapes), "")
     load = load_cells(bench, grid, fallen)
     record = Throughput(
         grid=bench.spec.grid_name,
         cells=tuple(cells),
+        pictures=pictures,
         numerics=bench.spec.artifact.numerics,
         device=bench.session.device,
         peak_bytes=peak_bytes(),
@@ -81,16 +87,16 @@ def _cells(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: dic
     return cells
 
 
-def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str) -> Cell:
+def _cell(bench: Bench, isl: int, osl: int, batch: int, grid: Grid, fallen: str, ask: Request = spoken) -> Cell:
     config = bench.spec.config
     try:
         require_possible(bench, isl, osl, fallen)
         draw = random.Random(f"{bench.spec.seed}/{isl}/{osl}/{batch}")
         vocabulary = ordinary_tokens(bench.tokenizer)
         for _ in range(grid.warmup):
-            _run(bench, draw, vocabulary, isl, osl, batch)
+            _run(bench, lambda: ask(draw, vocabulary, isl, osl), osl, batch)
         found = counted(
-            lambda: _run(bench, draw, vocabulary, isl, osl, batch),
+            lambda: _run(bench, lambda: ask(draw, vocabulary, isl, osl), osl, batch),
             grid.repeats,
             osl * batch,
             config.tensor_parallel * config.pipeline_parallel,
@@ -109,14 +115,8 @@ def _require_steady(found: Counted, grid: Grid) -> None:
         )
 
 
-def _run(bench: Bench, draw: random.Random, vocabulary: list[int], isl: int, osl: int, batch: int) -> Timed:
-    done = generate(
-        bench,
-        [
-            GenerateRequest(prompt=tuple(draw.choices(vocabulary, k=isl)), max_tokens=osl, ignore_eos=True)
-            for _ in range(batch)
-        ],
-    )
+def _run(bench: Bench, ask: Callable[[], GenerateRequest], osl: int, batch: int) -> Timed:
+    done = generate(bench, [ask() for _ in range(batch)])
     lengths = {len(one.tokens) for one in done}
     if len(done) != batch or lengths != {osl}:
         raise Failed(f"asked for {batch} x {osl} tokens, got {len(done)} sequences of {sorted(lengths)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from quantlab.records import Candidate, Comparison, Suite, TaskScore
+from quantlab.records import Accuracy, Candidate, Cell, Comparison, Suite, TaskScore, Throughput
 
 
 def notes(suite: Suite, candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -17,19 +17,47 @@ def notes(suite: Suite, candidates: Sequence[Candidate]) -> Iterator[str]:
         return
     for each in candidates:
         if each.accuracy is not None and each.accuracy.controls:
-            yield _controls(each.recipe_name, each.accuracy.tasks, each.accuracy.controls)
+            yield _controls(each.recipe_name, each.accuracy)
+        if each.throughput is not None:
+            yield from _speeds(each.recipe_name, each.throughput)
         if each.comparison is not None:
             yield from _costs(each.recipe_name, each.comparison)
 
 
-def _controls(name: str, tasks: Sequence[TaskScore], controls: Sequence[TaskScore]) -> str:
-    """ "bf16, controls: right picture 99.7 %; another picture 58 %; no picture 40 %." """
-    means = {"its own picture": _mean(tasks)}
+def _controls(name: str, accuracy: Accuracy) -> str:
+    """ "bf16, controls: right picture 99.7 %; another picture 58 %; no picture 40 %." Of the tasks that have controls;
+    in an early run the controls are those of its first slice."""
+    asked = {one.task.partition(", ")[0] for one in accuracy.controls}
+    means = {"its own picture": _mean([one for one in accuracy.tasks if one.task in asked] or accuracy.tasks)}
+    size = 0
     for words, ending in (("another one's picture", "shuffled images"), ("no picture", "no images")):
-        if same := [one for one in controls if one.task.endswith(ending)]:
-            means[words] = _mean(same)
+        if same := [one for one in accuracy.controls if one.task.endswith(ending)]:
+            means[words], size = _mean(same), sum(one.n for one in same)
     listed = "; ".join(f"with {words} {100 * mean:.1f} %" for words, mean in means.items())
-    return f"{name}, controls (mean of tasks): {listed}. What the last ones score is guessed."
+    early = "" if accuracy.part is None else f" The controls were asked about the first {size:,} items."
+    return f"{name}, controls (mean of tasks): {listed}. What the last ones score is guessed.{early}"
+
+
+def _speeds(name: str, throughput: Throughput) -> Iterator[str]:
+    """One sentence for the largest cell with pictures that was timed, beside the same without."""
+    timed = [one for one in throughput.pictures if one.cell.valid and one.cell.decode_tokens_per_second]
+    if not timed:
+        return
+    one = max(timed, key=lambda each: each.cell.batch)
+    shape = one.cell.isl, one.cell.osl, one.cell.batch
+    same = next((cell for cell in throughput.cells if (cell.isl, cell.osl, cell.batch) == shape and cell.valid), None)
+    parts = [f"{one.images} pictures a prompt ({one.image_tokens:,} image tokens), {shape[0]} in, {shape[1]} out"]
+    parts += [f"batch {shape[2]}: {_rate(one.cell)} tokens/s decoding"]
+    parts += [f"{_rate(same)} without pictures"] if same else []
+    encoder = one.encoder_images_per_second
+    parts += [f"the encoder does {encoder.value:.3g} images/s"] if encoder else []
+    how = "" if throughput.numerics == "native" else f" ({throughput.numerics})"
+    yield f"{name}{how}: {', '.join(parts)}."
+
+
+def _rate(cell: Cell) -> str:
+    rate = cell.decode_tokens_per_second
+    return f"{rate.value:.3g}" if rate else "no"
 
 
 def _mean(scores: Sequence[TaskScore]) -> float:

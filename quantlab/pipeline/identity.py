@@ -107,7 +107,9 @@ def measure(
         return digest(*common, suite.fidelity if suite else None, suite_digest, reference)
     if stage == "accuracy":
         whole = [suite_digest, versions(host, ("lm-eval", "datasets")), seed]
-        return digest(*common, *whole, *([] if part is None else [part]))
+        # Pictures are rows of one batch, and a first slice has the suite's controls: older entries are other numbers.
+        seeing = [["pictures together"]] if suite and suite.modality == "vision" else []
+        return digest(*common, *whole, *([] if part is None else [part]), *seeing)
     return digest(*common, grid, config.token_budget, host.cores, host.versions.get("quantlab"), seed)
 
 

@@ -63,7 +63,7 @@ from quantlab.records.results import (
     TaskScore,
     Weights,
 )
-from quantlab.records.speed import Cell, Throughput
+from quantlab.records.speed import Cell, PictureCell, Throughput
 from quantlab.records.verdicts import Candidate, Comparison, Look, Run, TaskComparison, Verdict
 from quantlab.records.verification import Check, LayerDamage, Verification
 
@@ -109,6 +109,7 @@ __all__ = [
     "OnnxJob",
     "OnnxModel",
     "Percentiles",
+    "PictureCell",
     "Policy",
     "Power",
     "Provenance",

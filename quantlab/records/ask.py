@@ -244,6 +244,8 @@ class Grid(Ask, frozen=True, kw_only=True):
     """Measure `concurrency` through the engine's HTTP server as well, with a load generator."""
     waves: int = 4
     """Counted requests of one repeat, times `concurrency`."""
+    images: tuple[int, ...] = ()
+    """Pictures in each prompt of further static batches, for models with images; empty: text alone."""
     warmup: int = 1
     """Runs not counted, a cell."""
     repeats: int = 3

@@ -42,6 +42,19 @@ class Cell(Result, frozen=True, kw_only=True):
     """None where the driver keeps no counters."""
 
 
+class PictureCell(Result, frozen=True, kw_only=True):
+    """A cell whose prompts hold pictures: decoding also reads the pictures' keys and values, step after step."""
+
+    images: int
+    """Pictures in each prompt; `cell.isl` counts their image tokens, one each, and not what the model looks at."""
+    image_tokens: int = 0
+    """Vectors of its pictures that the cross-attention layers of one sequence look at: tiles x (patches + 1)."""
+    cell: Cell
+    """Its time to the first token holds decoding the files, cutting them into tiles, the encoder and the prefill."""
+    encoder_images_per_second: Number | None = None
+    """Vision tower and projector, all pictures of the batch together, tiles ready on the device."""
+
+
 class Throughput(Result, frozen=True, kw_only=True):
     """A grid on one artifact."""
 
@@ -50,6 +63,9 @@ class Throughput(Result, frozen=True, kw_only=True):
     numerics: Literal["native", "emulated", "simulated"]
     device: str
     """"cpu: AMD EPYC, 2 threads", "NVIDIA H100 80GB HBM3"."""
+    pictures: tuple[PictureCell, ...] = ()
+    """The same with pictures in the prompt, where the grid asks for them; `cells` time text alone, which runs through
+    no cross-attention layer."""
     peak_bytes: int = 0
     """Peak resident memory of the child; GPU memory where the device is one."""
     seconds: float = 0.0

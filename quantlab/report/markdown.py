@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from quantlab.records import Cell, Run
-from quantlab.report import damage, figures, flips, load, reach, rows
+from quantlab.report import damage, figures, flips, load, pictured, reach, rows
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -226,7 +226,8 @@ def _speed(run: Run) -> str:
         if row.candidate.throughput is not None
         for cell in row.candidate.throughput.cells
     ]
-    return table(header, body)
+    seeing = [[text(word) for word in line] for line in pictured.body(rows.rows(run))]
+    return table(header, body) + (f"\n\n{table(pictured.HEADER, seeing)}" if seeing else "")
 
 
 def _load_words(run: Run) -> str:
