@@ -29,7 +29,7 @@ from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
 from quantlab.calibrate.shared import Passes
-from quantlab.errors import QuantlabError, Refused
+from quantlab.errors import QuantlabError
 from quantlab.records import Calibrated, CalibrateJob, CalibrateJobs
 
 if TYPE_CHECKING:
@@ -110,9 +110,6 @@ def run(
     config = presets.configuration(spec.recipe, spec.group_size, _presets())
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    if spec.layerwise and spec.recipe.keep:
-        cure = "Take a machine that holds the whole model."
-        raise Refused("layers in two formats are not calibrated block by block.", place=spec.recipe_name, cure=cure)
     if spec.layerwise:
         return layerwise.run(spec, config, reporter, notes)
     live = _calibrated(spec, config, reporter, common.passes)

@@ -18,6 +18,7 @@ import msgspec
 
 from quantlab import budget, catalog
 from quantlab import host as machine
+from quantlab.blockwise import FLOPS_A_CORE
 from quantlab.errors import BadInput
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity, recipes
@@ -29,7 +30,7 @@ from quantlab.pipeline.run import plans_of, require_baseline, weights_of
 from quantlab.pipeline.stage import Silent, Watcher
 from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
-from quantlab.plans import FLOPS_A_CORE, Plan
+from quantlab.plans import Plan
 from quantlab.records import SCHEMA, Calibrated, CalibrateJob, Calibration, Recipe
 from quantlab.records.repair import CurvePoint, Donor, MixJob, Repair, SearchJob, Sensitivity
 from quantlab.sizes import Layer, sizes

@@ -131,12 +131,8 @@ class Stages:
 
     def search(self, identity: str, recipe: str, job: SearchJob) -> Sensitivity:
         """What each group of layers costs."""
-
-        def work(folder: Path) -> Sensitivity:
-            found: Sensitivity = self._child("search", recipe, job, folder)
-            return found
-
-        return self._once("search", identity, recipe, job, work)
+        it: Sensitivity = self._once("search", identity, recipe, job, lambda at: self._child("search", recipe, job, at))
+        return it
 
     def measure(
         self,
