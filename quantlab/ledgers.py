@@ -4,15 +4,13 @@
     entries/<stage>/<identity>.<utc ns>.json    one Entry a finished or failed stage; never changed
     files/<identity>/<name>                     what belongs to an entry: item results, references
     checkpoints/<identity>/                     exported models
-    work/<identity>/                            job folders and half-done work; survives a kill, so a run goes
-    on locks/<identity>.lock                       who is at it runs/<utc>-<digest>.json
-    what a report shows
+    work/<identity>/                            job folders and half-done work; survives a kill, so a run goes on
+    locks/<identity>.lock                       who is at it
+    runs/<utc>-<digest>.json                    what a report shows
 
-The name of a stage's result is its identity, the digest of everything that can change the number. That makes
-resuming, sharing and not measuring twice the same question: is there an entry? There is no database and no
-index: a document is written in one step (`disk.write`), so that readers need no lock, and the lock below only
-keeps two runs from paying for the same stage. It belongs to the kernel and goes with its process, so that a
-`kill -9` leaves nothing to clean up.
+The name of a stage's result is its identity, the digest of everything that can change the number: resuming, sharing
+and not measuring twice are one question: is there an entry? There is no database: a document is written in one step
+(`disk.write`) and read without a lock; the kernel's lock below, gone with its process, saves two runs one stage.
 """
 
 from __future__ import annotations
@@ -46,6 +44,7 @@ from quantlab.records import (
     digest,
     encode,
 )
+from quantlab.records.repair import Sensitivity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +58,8 @@ RESULTS: dict[str, type[msgspec.Struct]] = {
     "fidelity": Fidelity,
     "accuracy": Accuracy,
     "throughput": Throughput,
+    "search": Sensitivity,
+    "mix": Calibrated,
 }
 """Stage -> type of its result."""
 

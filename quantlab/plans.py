@@ -24,8 +24,8 @@ from pathlib import Path
 
 import msgspec
 
-from quantlab import blockwise, sight, weights
-from quantlab.records import FORMATS, CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
+from quantlab import blockwise, kept, sight, weights
+from quantlab.records import CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
 from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size, too_long
 from quantlab.sizes import sizes as sizes_of
 
@@ -102,6 +102,7 @@ def plan(
     refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration)]
     sets = sight.data(suite)
     refusals += [*_state(model, weights_path), *_packages(suite), *too_long(suite, sizes.shape), *sets[1]]
+    refusals += kept.refusals(recipe, sizes.layers)
     notes += [*sets[0], *_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
     made = Plan(recipe=recipe_name, group_size=group)
     if sizes.total:
@@ -188,7 +189,7 @@ def _arithmetic(
     cpu: bool,
 ) -> Plan:
     linear = sum(each.outputs * each.inputs for each in sizes.layers)
-    bits = FORMATS[recipe.format].weight_bits(made.group_size or OWN_GROUP)
+    bits = kept.bits(recipe, map(msgspec.structs.astuple, sizes.layers), made.group_size or OWN_GROUP)
     full = 2 * sizes.total
     checkpoint = int(linear * bits / 8) + 2 * (sizes.total - linear)
     written = full if recipe.export == "folded" else checkpoint

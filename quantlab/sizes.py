@@ -61,8 +61,8 @@ def sizes(model: Model, path: Path | None, recipe: Recipe) -> Sizes:
     if not total and model.shape:
         embedding = model.shape.vocabulary * model.shape.hidden * (1 if model.shape.tied else 2)
         total = embedding + sum(each.outputs * each.inputs for each in linear)
-    kept = [each for each in linear if recipe.preset and _enabled(each.name, recipe)]
-    return Sizes(tuple(kept), total, model.shape)
+    chosen = [each for each in linear if recipe.preset and _enabled(each.name, recipe)]
+    return Sizes(tuple(chosen), total, model.shape)
 
 
 def _from_headers(tensors: Mapping[str, tuple[int, ...]]) -> Iterator[Layer]:
@@ -126,6 +126,7 @@ def group_size(recipe: Recipe, layers: tuple[Layer, ...]) -> tuple[int | None, l
     if asked is None:
         return None, [], list(_blocks(recipe.format, own, layers)) if own else []
     wanted = asked if isinstance(asked, int) else OWN_GROUP
+    layers = tuple(each for each in layers if FORMATS[recipe.format_of(each.name)].grouped)
     bad = [each for each in layers if each.inputs % wanted]
     if not bad:
         return wanted, [], []

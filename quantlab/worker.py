@@ -50,11 +50,14 @@ from quantlab.records import (
 from quantlab.records.encoder import Encoder, EncoderJob, EncoderPlan, PlanJob
 from quantlab.records.engines import Asked, AskJob, BuildJob
 from quantlab.records.jobs import Outcome, Spec
+from quantlab.records.repair import MixJob, SearchJob, Sensitivity
 
 TASKS: dict[str, tuple[str, type[Spec], Any]] = {
     "fetch": ("quantlab.fetch:run", FetchJob, Weights),
     "calibrate": ("quantlab.calibrate.modelopt:run", CalibrateJob, Calibrated),
     "calibrate_all": ("quantlab.calibrate.modelopt:run_all", CalibrateJobs, dict),
+    "search": ("quantlab.calibrate.sensitivity:run", SearchJob, Sensitivity),
+    "mix": ("quantlab.calibrate.compose:run", MixJob, Calibrated),
     "verify": ("quantlab.calibrate.verify:run", VerifyJob, Verification),
     "ask": ("quantlab.engines.building:ask", AskJob, Asked),
     "build": ("quantlab.engines.building:build", BuildJob, Artifact),

@@ -44,6 +44,7 @@ RECIPES = {
     "nvfp4_awq": Recipe(summary="", preset="NVFP4_AWQ_LITE_CFG", format="nvfp4_awq", calibration=DATA),
     "mxfp8": Recipe(summary="", preset="MXFP8_DEFAULT_CFG", format="mxfp8"),
     "mxfp4": Recipe(summary="", preset="MXFP4_DEFAULT_CFG", format="mxfp4"),
+    "int8_wo": Recipe(summary="", preset="INT8_WEIGHT_ONLY_CFG", format="int8_wo"),
     "int4": Recipe(summary="", preset="INT4_BLOCKWISE_WEIGHT_ONLY_CFG", format="int4"),
     "int2": Recipe(
         summary="",
@@ -113,6 +114,7 @@ def test_what_is_exported_is_what_was_calibrated(tiny_model: Path, tmp_path: Pat
         "fp8": 8.0,
         "fp8_rowwise": 8.25,
         "int8_sq": 8.35,
+        "int8_wo": 8.25,
         "w4a8_awq": 5.0,
         "nvfp4": 4.5,
         "nvfp4_awq": 4.5,

@@ -40,7 +40,7 @@ def test_the_plan_flags_what_nobody_serves(name: str) -> None:
     record = recipe(name)
     made = plan(catalog.model("smollm2-135m"), None, name, record, HOST, None, None, 10**12)
     flagged = [note for note in made.notes if "nothing to ship" in note]
-    alone = name in ("int8_sq", "nvfp4_awq", "mxfp4")
+    alone = name in ("int8_sq", "int8_wo", "nvfp4_awq", "mxfp4")
     assert bool(flagged) == bool(unserved(record.format)) == alone
 
 

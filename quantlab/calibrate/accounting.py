@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from quantlab import kept
 from quantlab import weights as folders
 from quantlab.formats import names
 from quantlab.records import Calibrated, CalibrateJob, Checkpoint
@@ -46,12 +47,21 @@ def checkpoint(spec: CalibrateJob, folder: Path, layers: Iterable[str]) -> Check
         format=spec.recipe.format,
         architecture=spec.weights.architecture,
         group_size=spec.group_size,
+        kept=() if simulated else kept.others(spec.recipe),
         kv_cache=spec.recipe.kv_cache,
         simulated=simulated,
         bytes=folders.weight_bytes(folder),
         source_bytes=spec.weights.bytes,
-        bits_per_weight=round(bits_per_weight(folder, spec.weights.path, layers), 3),
+        bits_per_weight=round(bits_per_weight(folder, spec.weights.path, {*layers, *_in_16_bit(spec)}), 3),
     )
+
+
+def _in_16_bit(spec: CalibrateJob) -> set[str]:
+    """Layers that the preset would quantize and the recipe keeps as they are: they cost bits like the others."""
+    if not any(each.format == "bf16" for each in spec.recipe.keep):
+        return set()
+    found = {name.removesuffix(".weight") for name in names.headers(spec.weights.path) if name.endswith(".weight")}
+    return {name for name in found if spec.recipe.format_of(name) == "bf16"}
 
 
 def bits_per_weight(folder: str | Path, source: str | Path, layers: Iterable[str]) -> float:

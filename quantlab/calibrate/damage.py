@@ -17,7 +17,8 @@ has it, leaves the others few codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,8 @@ from quantlab.errors import Broken
 from quantlab.records import LayerDamage
 
 if TYPE_CHECKING:
+    from quantlab.formats.layers import QuantizedLinear
+
     Computed = tuple[Tensor, Callable[[Tensor], Tensor]]
     """A layer's dense weight, and what it makes of an input."""
 
@@ -73,6 +76,22 @@ def _layers(export: Exported) -> Iterator[tuple[str, Computed]]:
             yield name, (layer.dense(), layer)
 
 
+def modules(
+    export: Exported, layers: Sequence[str], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, QuantizedLinear, Tensor]]:
+    """Name, computation and the factor [inputs] that its input lost to the norm before, of some layers of an export.
+
+    The computation takes the export's own input: the source's times that factor.
+    """
+    from quantlab.formats.readers import reader_of
+
+    reader = replace(reader_of(export.folder, export.layers), dtype=dtype, device=device)
+    for name in layers:
+        source = export.read_source(f"{name}.weight").float()
+        layer = reader.layer(name, (source.shape[0], source.shape[1]))
+        yield name, layer, _moved(export, name, source, layer.dense().cpu())
+
+
 def _damage(
     export: Exported, name: str, made: Tensor, forward: Callable[[Tensor], Tensor], x: Tensor | None
 ) -> LayerDamage:
@@ -104,22 +123,35 @@ def _finite(name: str, error: float) -> float:
 
 def _moved(export: Exported, name: str, source: Tensor, made: Tensor) -> Tensor:
     """float32 [inputs]: what column k of the export must be multiplied with to stand for the source's column."""
-    none = torch.ones(source.shape[1])
-    ratios = [none, *_norm_ratios(export, name, source.shape[1])]
+    return _norm(export, name, source, made)[1]
+
+
+def norm_of(export: Exported, name: str) -> str | None:
+    """The norm before a layer into which AWQ folded its factor; None where it folded none."""
+    for _, layer, _ in modules(export, [name], torch.float32, torch.device("cpu")):
+        return _norm(export, name, export.read_source(f"{name}.weight").float(), layer.dense())[0]
+    return None
+
+
+def _norm(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[str | None, Tensor]:
+    """The norm of the block whose change fits the layer best, and that change; ones where none fits better."""
+    ratios: dict[str | None, Tensor] = {None: torch.ones(source.shape[1])}
+    ratios |= _norm_ratios(export, name, source.shape[1])
     if len(ratios) == 1:
-        return none
+        return None, ratios[None]
     fitted = (source * made).sum(0) / made.square().sum(0).clamp_min(1e-30)
-    return min(ratios, key=lambda ratio: float((torch.nan_to_num(ratio, 1.0) - fitted).norm())).nan_to_num(1.0)
+    best = min(ratios, key=lambda norm: float((torch.nan_to_num(ratios[norm], 1.0) - fitted).norm()))
+    return best, ratios[best].nan_to_num(1.0)
 
 
-def _norm_ratios(export: Exported, name: str, width: int) -> Iterator[Tensor]:
+def _norm_ratios(export: Exported, name: str, width: int) -> Iterator[tuple[str | None, Tensor]]:
     """Exported over source's weight of each norm in the layer's block that the export changed."""
     block = name.rpartition(".")[0].rpartition(".")[0]
     for norm, one in export.made.items():
         if norm.startswith(f"{block}.") and one["shape"] == [width] and norm.endswith("norm.weight"):
             before, after = export.read_source(norm).float(), export.read(norm).float()
             if not torch.equal(before, after):
-                yield torch.where(before == 0, torch.nan, after / before)
+                yield norm, torch.where(before == 0, torch.nan, after / before)
 
 
 def _outlier(x: Tensor) -> tuple[float | None, int | None]:

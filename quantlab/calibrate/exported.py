@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from quantlab import weights as folders
 from quantlab.calibrate.accounting import bits_of
@@ -49,6 +51,22 @@ class Exported:
         """What the format stores."""
         return FORMATS[self.format]
 
+    def rules_of(self, layer: str) -> Format:
+        """What the format of one layer stores."""
+        return FORMATS[self.spec.recipe.format_of(layer)]
+
+    def views(self) -> tuple[Exported, ...]:
+        """The layers of each format by themselves, as exports of one format; one where all have the same."""
+        found: dict[str, list[str]] = {}
+        for name in self.layers:
+            found.setdefault(self.spec.recipe.format_of(name), []).append(name)
+        return tuple(self._view(word, tuple(layers)) for word, layers in found.items()) if len(found) > 1 else (self,)
+
+    def _view(self, word: str, layers: tuple[str, ...]) -> Exported:
+        recipe = msgspec.structs.replace(self.spec.recipe, format=word, keep=())
+        calibrated = msgspec.structs.replace(self.spec.calibrated, layers=layers)
+        return replace(self, spec=msgspec.structs.replace(self.spec, recipe=recipe, calibrated=calibrated))
+
     @property
     def simulated(self) -> bool:
         return self.spec.calibrated.checkpoint.simulated
@@ -71,7 +89,7 @@ class Exported:
         """As really used: of the record, else what the shape of a scale says."""
         used = self.spec.calibrated.checkpoint.group_size
         if used is not None or not self.layers:
-            return used
+            return used if self.rules.grouped else None
         scale = self.made.get(f"{self.layers[0]}.weight_scale", {"shape": []})["shape"]
         return self.source[f"{self.layers[0]}.weight"]["shape"][1] // scale[1] if len(scale) == 2 else None
 
@@ -94,6 +112,7 @@ class Exported:
             for name in same - set(self.layers)
             if name.rpartition(".")[2] in kinds
             and not any(fnmatch.fnmatchcase(f"{name}.weight_quantizer", wildcard) for wildcard in off)
+            and self.spec.recipe.format_of(name) != "bf16"
         }
 
     def missing(self) -> set[str]:
@@ -106,7 +125,8 @@ class Exported:
         bits = sum(bits_of(one) for name, one in self.source.items() if name not in quantized and name in self.made)
         for name in quantized:
             rows, columns = self.source[name]["shape"]
-            bits += self.rules.layer_bits(rows, columns, self.group_size)
+            rules = self.rules_of(name.removesuffix(".weight"))
+            bits += rules.layer_bits(rows, columns, self.group_size if rules.grouped else None)
         return bits // 8
 
     def tensor_bytes(self) -> int:

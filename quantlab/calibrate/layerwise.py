@@ -83,6 +83,9 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
         Refused: an architecture, export or recipe that needs the whole model.
     """
     started = time.monotonic()
+    if spec.recipe.keep:
+        cure = "Take a machine that holds the whole model."
+        raise Refused("layers in two formats are not calibrated block by block.", place=spec.recipe_name, cure=cure)
     dtype, device = source.arithmetic(spec)
     blocks = Blocks(spec.weights.path, spec.weights.architecture, dtype, device)
     _require(spec, config, blocks)

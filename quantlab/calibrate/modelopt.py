@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from quantlab import weights as folders
-from quantlab.calibrate import accounting, folded, layerwise, presets, probe, quantizers, source, unified
+from quantlab.calibrate import accounting, folded, layerwise, mixed, presets, probe, quantizers, source, unified
 from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
@@ -151,7 +151,7 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, 
         feed = passes.feed(data.digest, data.batches(batch), spec.recipe_name, method, reporter)
         _let_export_see(model, data)
     started = time.monotonic()
-    mtq.calibrate(model, config["algorithm"], forward_loop=feed)
+    mixed.calibrate(model, spec.recipe, list(quantizers.enabled(model)), config["algorithm"], feed, mtq.calibrate)
     seconds = time.monotonic() - started
     quantizers.check_saw_data(model)
     notes = [*quantizers.resmooth(model, method), *(feed.notes() if feed else ())]
@@ -171,14 +171,14 @@ def _write(spec: CalibrateJob, live: _Live, folder: Path, reporter: Reporter) ->
     """Probe, weights, configuration and tokenizer."""
     reporter.note("calibrate", "Exporting.")
     vocabulary = int(live.model.get_input_embeddings().weight.shape[0])
-    data = live.data
-    if data is None and hasattr(live.model.config, "vision_config"):
-        data = noise(Path(spec.weights.path))
+    seeing = hasattr(live.model.config, "vision_config")
+    data = noise(Path(spec.weights.path)) if live.data is None and seeing else live.data
     kept = probe.record(live.model, live.layers, probe.inputs(data, vocabulary))
     if spec.recipe.export == "folded":
         folded.write(spec, live.model, live.layers, folder)
     else:
         unified.write(live.model, source.stored_type(spec.weights.path), spec.recipe_name, folder)
+        mixed.say(folder)
     for name in source.COPIED:
         if (Path(spec.weights.path) / name).is_file():
             shutil.copyfile(Path(spec.weights.path) / name, folder / name)

@@ -13,7 +13,7 @@ import difflib
 from typing import Any
 
 from quantlab.errors import BadInput
-from quantlab.records import QuantizerOverride, Recipe
+from quantlab.records import Keep, QuantizerOverride, Recipe
 
 Entry = dict[str, Any]
 
@@ -40,9 +40,28 @@ def configuration(recipe: Recipe, group_size: int | None, presets: dict[str, Any
         _regroup(entries, group_size)
     for override in recipe.overrides:
         _override(entries, override)
+    for kept in recipe.keep:
+        entries += _kept(kept, presets)
     if recipe.kv_cache == "fp8":
         entries += copy.deepcopy(presets["FP8_KV_CFG"]["quant_cfg"])
     return config
+
+
+KEPT = {"fp8": "FP8_DEFAULT_CFG", "int8_wo": "INT8_WEIGHT_ONLY_CFG"}
+"""Format in which layers are kept -> the preset that says what their quantizers do."""
+
+
+def _kept(kept: Keep, presets: dict[str, Any]) -> list[Entry]:
+    """Entries for the layers of one `keep`: their quantizers off (16 bit), or as another preset has them."""
+    if kept.format not in KEPT:
+        return [{"quantizer_name": f"{layer}.*quantizer", "enable": False} for layer in kept.layers]
+    theirs = presets[KEPT[kept.format]]["quant_cfg"]
+    kinds = {kind: _ground(theirs, kind) for kind in ("weight_quantizer", "input_quantizer")}
+    return [
+        {"quantizer_name": f"{layer}.{kind}", "enable": bool(cfg)} | ({"cfg": copy.deepcopy(cfg)} if cfg else {})
+        for layer in kept.layers
+        for kind, cfg in kinds.items()
+    ]
 
 
 def method(config: dict[str, Any]) -> str:

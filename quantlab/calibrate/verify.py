@@ -20,6 +20,7 @@ from quantlab.calibrate import compare, damage
 from quantlab.calibrate.exported import Exported
 from quantlab.errors import QuantlabError
 from quantlab.formats import names
+from quantlab.formats.declared import MIXED, Quantization
 from quantlab.formats.modelopt import read_quantization
 from quantlab.records import Check, LayerDamage, Verification, VerifyJob
 
@@ -80,18 +81,26 @@ def _steps(export: Exported) -> list[tuple[str, Callable[[], Finding]]]:
     if not export.quantized and not export.simulated:
         return always
     probed: list[tuple[str, Callable[[], Finding]]] = [
-        ("weights", lambda: compare.weights(export)),
+        ("weights", lambda: _by_format(export, compare.weights)),
         ("reopened", lambda: compare.reopened(export)),
     ]
     if export.simulated:
         return [*always, *probed]
     scaled: list[tuple[str, Callable[[], Finding]]] = [
-        ("input_scale", lambda: input_scale(export)),
-        ("pre_quant_scale", lambda: pre_quant_scale(export)),
+        ("input_scale", lambda: _by_format(export, input_scale)),
+        ("pre_quant_scale", lambda: _by_format(export, pre_quant_scale)),
         ("scales", lambda: compare.scales(export)),
-        ("saturation", lambda: compare.saturation(export, SATURATED[export.rules.scales])),
+        ("saturation", lambda: _by_format(export, lambda each: compare.saturation(each, SATURATED[each.rules.scales]))),
     ]
     return [*always, *scaled, *probed]
+
+
+def _by_format(export: Exported, check: Callable[[Exported], Finding]) -> Finding:
+    """A check that asks what one format should have, of the layers of every format."""
+    found = {view.format: check(view) for view in export.views()}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return all(good for good, _ in found.values()), " ".join(f"{word}: {text}" for word, (_, text) in found.items())
 
 
 def metadata(export: Exported) -> Finding:
@@ -99,14 +108,17 @@ def metadata(export: Exported) -> Finding:
     from transformers import AutoTokenizer
 
     said = read_quantization(export.folder)
-    expected = export.rules.algorithms if export.quantized else (None,)
+    mixed = export.quantized and len(export.views()) > 1
+    expected = (MIXED,) if mixed else export.rules.algorithms if export.quantized else (None,)
     group = export.group_size if export.quantized and export.rules.scales == "group" else None
     cache = "FP8" if export.spec.recipe.kv_cache == "fp8" and not export.simulated else None
     problems = []
     if said.algorithm not in expected:
         problems.append(f"algorithm {said.algorithm} where {expected[0]} was meant")
     fixed = export.rules.exponents and said.group_size is None  # the format's name says it, and ModelOpt nothing
-    if group is not None and said.group_size != group and not fixed:
+    if mixed:
+        problems += _named("declared in another precision than meant", _misdeclared(export, said))
+    elif group is not None and said.group_size != group and not fixed:
         problems.append(f"group size {said.group_size} where {group} was meant")
     if said.kv_cache != cache:
         problems.append(f"KV cache {said.kv_cache} where {cache} was meant")
@@ -123,11 +135,24 @@ def metadata(export: Exported) -> Finding:
     return True, f"{words}; tokenizer with {entries:,} entries."
 
 
+def _misdeclared(export: Exported, said: Quantization) -> set[str]:
+    """Layers of a mixed export of which the file says something else than the recipe."""
+    wrong = set(said.layers) ^ set(export.layers)
+    for name in set(export.layers) - wrong:
+        rules, own = export.rules_of(name), said.of(name)
+        grouped = rules.grouped and own.group_size != export.group_size
+        if own.algorithm not in rules.algorithms or grouped:
+            wrong.add(name)
+    return wrong
+
+
 def coverage(export: Exported) -> Finding:
     """Every intended layer is quantized and no other; everything of the source is there."""
-    found = export.layers_with(export.rules.codes if export.quantized else "none")
     meant = set(export.layers) if export.quantized else set()
-    problems = _named("left in 16 bit", meant - found) + _named("quantized and not meant to be", found - meant)
+    found = {name for code in {export.rules_of(layer).codes for layer in meant} for name in export.layers_with(code)}
+    other = {name for name in meant & found if export.made[f"{name}.weight"]["dtype"] != export.rules_of(name).codes}
+    problems = _named("in another format than meant", other)
+    problems += _named("left in 16 bit", meant - found) + _named("quantized and not meant to be", found - meant)
     problems += _named("in the source and quantized in other layers only", export.forgotten() if meant else set())
     problems += _named("missing", export.missing())
     odd = {n for n, one in export.made.items() if n.endswith(".weight") and one["dtype"] not in ("BF16", "F16", "F32")}

@@ -19,12 +19,13 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
     if (record.preset is None) != (record.format == "bf16"):
         cure = "preset: null belongs to format: bf16, the baseline; every other format needs a preset."
         yield ("preset",), "preset and format contradict each other.", cure
-    if record.preset is None and (record.calibration or record.overrides or record.kv_cache != "none"):
+    if record.preset is None and (record.calibration or record.overrides or record.keep or record.kv_cache != "none"):
         yield (
             ("preset",),
             "without a preset nothing is quantized.",
-            "Remove calibration, overrides and kv_cache.",
+            "Remove calibration, overrides, keep and kv_cache.",
         )
+    yield from _keep(record)
     if isinstance(record.group_size, int):
         yield from _least(record.group_size, 1, "group_size")
     if record.group_size is not None and not FORMATS[record.format].grouped:
@@ -35,6 +36,20 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
         yield from _least(asked.batch, 1, "calibration", "batch")
         yield from _least(asked.seed, 0, "calibration", "seed")
         yield from _least(asked.images, 1, "calibration", "images")
+
+
+def _keep(record: Recipe) -> Iterator[Complaint]:
+    """Layers in another format than the recipe's own, that need what it has."""
+    for place, each in enumerate(record.keep):
+        if not each.layers:
+            yield ("keep", place, "layers"), "it names no layer.", "Name one, or remove the entry."
+        if each.format == record.format:
+            yield ("keep", place, "format"), f"{each.format} is the recipe's own format.", "Remove the entry."
+        if each.format == "fp8" and record.calibration is None:
+            cure = "Add calibration, e.g. that of recipe fp8."
+            yield ("keep", place, "format"), "fp8 takes its ranges from data and the recipe names none.", cure
+        if each.format != "bf16" and record.export == "folded":
+            yield ("keep", place, "format"), "a folded export has one format.", "Write export: unified."
 
 
 def calibration_set(record: CalibrationSet) -> Iterator[Complaint]:

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("quantlab.cli.run:bench", "Only throughput."),
     "plan": ("quantlab.cli.plan:plan", "Will it fit and who serves it, here or on a GPU of the catalog."),
     "recommend": ("quantlab.cli.recommend:recommend", "Which precision to ship on a GPU, how fast, how sure."),
+    "repair": ("quantlab.cli.repair:repair", "Keep a recipe's most sensitive layers in more bits."),
+    "study": ("quantlab.cli.study:study", "Does the calibration text matter? A small grid against its noise."),
     "ls": ("quantlab.cli.look:ls", "List models, recipes, suites, grids, policies, sets or runs."),
     "show": ("quantlab.cli.look:show", "Print one of them as it is."),
     "cp": ("quantlab.cli.look:cp", "Copy one of them here to change it."),

@@ -189,6 +189,8 @@ def _model(checkpoint: Checkpoint) -> str | None:
         return f"engine ortgenai writes the graph of {ARCHITECTURE}, and this is {checkpoint.architecture}."
     if checkpoint.format not in FORMATS:
         return f"engine ortgenai does not compute {checkpoint.format}; it knows {', '.join(FORMATS)}."
+    if checkpoint.kept:
+        return "engine ortgenai computes one format at a time. Keep layers in bf16, or use engine torch."
     if checkpoint.kv_cache != "none":
         return "engine ortgenai has no FP8 key/value cache. Calibrate without kv_cache, or use engine torch."
     return None

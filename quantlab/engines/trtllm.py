@@ -189,7 +189,7 @@ def _no_model(checkpoint: Checkpoint) -> str | None:
 def _no_gpu(checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> str | None:
     if not gpus:
         return "TensorRT-LLM needs an NVIDIA GPU, and the driver shows none. Use engine torch here."
-    wanted = ["bf16" if checkpoint.simulated else checkpoint.format]
+    wanted = ["bf16" if checkpoint.simulated else checkpoint.format, *checkpoint.kept]
     wanted += ["fp8 cache"] if checkpoint.kv_cache == "fp8" else []
     for gpu in gpus:
         able = GPUS.get(gpu.compute_capability)

@@ -130,6 +130,9 @@ def _model(checkpoint: Checkpoint) -> str | None:
         return f"engine vllm reads text models (...ForCausalLM), and this is {checkpoint.architecture}."
     if checkpoint.format not in KNOWN and not checkpoint.simulated:
         return f"vLLM does not load ModelOpt's {checkpoint.format}; it loads {', '.join(KNOWN)}. Use engine torch."
+    if checkpoint.kept:
+        both = " and ".join((checkpoint.format, *checkpoint.kept))
+        return f"no way is known here to bring {both} in one checkpoint to vLLM. Keep layers in bf16, or use torch."
     if checkpoint.kv_cache not in ("none", "fp8"):
         return f"engine vllm keeps its key/value cache in 16 bit or FP8, not in {checkpoint.kv_cache}."
     if checkpoint.kv_cache == "fp8" and checkpoint.format.startswith("int4"):

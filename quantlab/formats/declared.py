@@ -7,7 +7,8 @@ choose a reader and no more: what a layer has is decided by its tensors (readers
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from quantlab.records import FORMATS
 
 ALGORITHMS = tuple(dict.fromkeys(word for each in FORMATS.values() for word in each.algorithms if word))
 """Values of quant_algo that quantlab computes with."""
+MIXED = "MIXED_PRECISION"
+"""quant_algo of a checkpoint whose layers have several; `quantized_layers` says which has which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +28,24 @@ class Quantization:
     """How a checkpoint says it is quantized."""
 
     algorithm: str | None
-    """One of ALGORITHMS, or None: 16-bit weights."""
+    """One of ALGORITHMS, MIXED, or None: 16-bit weights."""
     group_size: int | None = None
     """Weights that share a scale; None where the file does not say."""
     kv_cache: str | None = None
     """"FP8" or None."""
     excluded: tuple[str, ...] = ()
     """Names or wildcards of layers that are not quantized."""
+    layers: Mapping[str, Quantization] = field(default_factory=dict)
+    """Of a mixed checkpoint: its quantized layers, each with its own words."""
+
+    def of(self, layer: str) -> Quantization:
+        """How one quantized layer is quantized."""
+        return self.layers[layer] if self.algorithm == MIXED else self
 
     def excludes(self, layer: str) -> bool:
         """A bare name means the module and all below it; wildcards match as in a shell."""
+        if self.algorithm == MIXED:
+            return layer not in self.layers
         return any(fnmatchcase(layer, word) or layer.startswith(f"{word}.") for word in self.excluded)
 
 
@@ -71,7 +82,10 @@ def read_quantization(folder: str | Path) -> Quantization:
             cure="Export it again.",
         )
     algorithm, kv_cache = own.get("quant_algo", theirs.get("quant_algo")), _kv_cache(own, theirs)
-    if algorithm not in (None, *ALGORITHMS) or kv_cache not in (None, "FP8"):
+    layers = _layers(own, theirs, names.of(folder)) if algorithm == MIXED else {}
+    unknown = {each.algorithm for each in layers.values()} - set(ALGORITHMS)
+    algorithm = str(min(unknown, key=str)) if unknown else algorithm
+    if algorithm not in (None, *ALGORITHMS, MIXED) or kv_cache not in (None, "FP8"):
         raise Refused(
             f"algorithm {algorithm} with a key/value cache in {kv_cache or '16 bit'} is not known here.",
             place=str(folder),
@@ -79,7 +93,22 @@ def read_quantization(folder: str | Path) -> Quantization:
         )
     excluded = own.get("exclude_modules") or theirs.get("ignore") or ()
     spelled = tuple(names.inside(name, names.of(folder)) for name in excluded)
-    return Quantization(algorithm, own.get("group_size"), kv_cache, spelled)
+    return Quantization(algorithm, own.get("group_size"), kv_cache, spelled, layers)
+
+
+def _layers(own: dict[str, Any], theirs: dict[str, Any], architecture: str) -> dict[str, Quantization]:
+    """Name in the model -> the words of one layer of a mixed checkpoint."""
+    said = own.get("quantized_layers") or theirs.get("quantized_layers") or {}
+    if not isinstance(said, dict) or not said or not all(isinstance(words, dict) for words in said.values()):
+        raise Broken(
+            "it says MIXED_PRECISION and not which layer has which precision.",
+            place="hf_quant_config.json, field quantized_layers",
+            cure="Export it again.",
+        )
+    return {
+        names.inside(name, architecture): Quantization(words.get("quant_algo"), words.get("group_size"))
+        for name, words in said.items()
+    }
 
 
 def _kv_cache(own: dict[str, Any], theirs: dict[str, Any]) -> str | None:

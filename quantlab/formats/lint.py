@@ -13,6 +13,7 @@ layer is dropped in silence, one that lacks at o_proj or down_proj is a KeyError
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,9 +22,10 @@ from typing import Any
 from quantlab import weights
 from quantlab.errors import QuantlabError
 from quantlab.formats import lint_layers
+from quantlab.formats.declared import MIXED
 from quantlab.records import FORMATS, Check
 
-QUANTIZATION = "hf_quant_config.json"
+QUANTIZATION, LISTED = "hf_quant_config.json", "quant_cfg.json"
 ALGORITHMS = {str(each.algorithms[0]): each.codes for each in FORMATS.values() if each.trtllm and each.algorithms[0]}
 """quant_algo -> safetensors type of a quantized weight. TensorRT-LLM knows more; quantlab exports these."""
 CACHES = (None, "FP8")
@@ -82,7 +84,9 @@ def _metadata(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding
         return True, "16 bit, nothing to say about quantization."
     words = said(folder)
     algorithm, cache = words.get("quant_algo"), words.get("kv_cache_quant_algo")
-    if algorithm not in ALGORITHMS:
+    if algorithm == MIXED and not (folder / LISTED).is_file():
+        return False, f"{MIXED} without {LISTED}, where the loader looks for each layer's precision."
+    if algorithm not in (*ALGORITHMS, MIXED):
         return False, f"quant_algo is {algorithm!r}, which is none of {', '.join(ALGORITHMS)}."
     if cache not in CACHES:
         return False, f"kv_cache_quant_algo is {cache!r}; only FP8 or null."
@@ -161,6 +165,8 @@ def _layers(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     """Weights and scales of every layer that is not excluded."""
     words = said(folder)
     algorithm = words.get("quant_algo")
+    if algorithm == MIXED:
+        return _mixed(words, tensors)
     names = _linear(tensors, words)
     if algorithm not in ALGORITHMS:
         odd = [name for name, one in tensors.items() if one["dtype"] not in _PLAIN]
@@ -178,6 +184,23 @@ def _layers(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     if faults:
         return False, f"{_some(faults)}."
     return True, f"{len(names)} layers of {algorithm}, each with its scales."
+
+
+def _mixed(words: dict[str, Any], tensors: Tensors) -> Finding:
+    """The same of a checkpoint in which every layer has its own words."""
+    listed = words.get("quantized_layers") or {}
+    faults = [f"{name} is not in {QUANTIZATION}" for name, one in tensors.items()
+              if one["dtype"] in ALGORITHMS.values() and name.endswith(".weight")
+              and name.removesuffix(".weight") not in listed]  # fmt: skip
+    for name, own in listed.items():
+        check = lint_layers.LAYERS.get(str(own.get("quant_algo")))
+        if check is None or f"{name}.weight" not in tensors:
+            faults.append(f"{name} of {own.get('quant_algo')}")
+        else:
+            faults += check(name, tensors, own.get("group_size") or TESTED_GROUP)
+    counts = Counter(str(own.get("quant_algo")) for own in listed.values())
+    text = ", ".join(f"{count} layers of {word}" for word, count in sorted(counts.items()))
+    return not faults, f"{_some(faults)}." if faults else f"{text}, each with its scales."
 
 
 def _linear(tensors: Tensors, words: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ none, a tensor was lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,8 @@ class Reader:
         Raises:
             Broken: a tensor that is missing or does not fit; the text names it.
         """
-        return READERS[str(self.quantization.algorithm)](self, name, shape)
+        own = self.quantization.of(name)
+        return READERS[str(own.algorithm)](replace(self, quantization=own), name, shape)
 
 
 def reader_of(folder: Path, names: Sequence[str]) -> Reader:
@@ -157,6 +158,17 @@ def _require_blocks(name: str, scale: torch.Tensor, shape: Shape, block: int) ->
         )
 
 
+def _int8_weights(reader: Reader, name: str, shape: Shape) -> QuantizedLinear:
+    """Weights alone: expanded once, as int4's are."""
+    from quantlab.formats.layers import Int4Linear
+
+    tensors, device = reader.tensors, reader.device
+    codes = tensors.take(f"{name}.weight", device, dtype=torch.int8, shape=shape)
+    scale = tensors.scale(f"{name}.weight_scale", device, sizes=(shape[0],))
+    weight = codes.float() * scale.float().reshape(-1, 1)
+    return Int4Linear(weight, None, tensors.optional(f"{name}.bias", device), reader.dtype)
+
+
 def _two_scales(reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale of all scales of the weight, and that of the input."""
     parts = ("weight_scale_2", "input_scale")
@@ -190,6 +202,7 @@ READERS: dict[str, Callable[[Reader, str, Shape], QuantizedLinear]] = {
     "FP8": _fp8,
     "FP8_PER_CHANNEL_PER_TOKEN": _fp8_rowwise,
     "W8A8_SQ_PER_CHANNEL": _int8,
+    "W8A16": _int8_weights,
     "W4A8_AWQ": _w4a8,
     "NVFP4": _nvfp4,
     "NVFP4_AWQ": _nvfp4,

@@ -7,9 +7,22 @@ quantlab's own way of measuring changes a stage's result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from quantlab.records import Artifact, Calibrated, Checkpoint, EngineConfig, Grid, Host, Recipe, Suite, Weights, digest
+from quantlab.records import (
+    Artifact,
+    Calibrated,
+    Calibration,
+    Checkpoint,
+    EngineConfig,
+    Grid,
+    Host,
+    Recipe,
+    Suite,
+    Weights,
+    digest,
+)
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
@@ -20,6 +33,8 @@ PROTOCOL: dict[str, int] = {
     "fidelity": 1,
     "accuracy": 2,
     "throughput": 2,
+    "search": 1,
+    "mix": 1,
 }
 """Version of quantlab's own procedure, a stage."""
 
@@ -64,6 +79,17 @@ def verify(calibrated: Calibrated, recipe: Recipe, host: Host) -> str:
         _numbers_of(recipe),
         versions(host, MAKERS),
     )
+
+
+def search(donors: Sequence[Checkpoint], text: Calibration, data: str, host: Host, device: str) -> str:
+    """`data` is the digest of the calibration set that the search reads."""
+    digests = [donor.digest for donor in donors]
+    common = [versions(host, SCORERS), device_of(host, device)]
+    return digest("search", PROTOCOL["search"], digests, text, data, *common)
+
+
+def mix(donors: Sequence[Checkpoint], kept: dict[str, tuple[str, ...]]) -> str:
+    return digest("mix", PROTOCOL["mix"], [donor.digest for donor in donors], kept)
 
 
 def build(checkpoint: Checkpoint, engine: str, version: str, shaped: dict[str, Any], host: Host, device: str) -> str:
@@ -119,4 +145,6 @@ def _numbers_of(recipe: Recipe) -> dict[str, Any]:
 
     plain = msgspec.to_builtins(recipe)
     plain.pop("summary")
+    if not recipe.keep:  # an identity from before there was mixed precision stays what it was
+        plain.pop("keep")
     return dict(plain)

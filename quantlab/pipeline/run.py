@@ -45,7 +45,7 @@ def plan_run(ask: Ask, ledger: Ledger) -> Planned:
     resolved = resolve(ask)
     here = machine.describe()
     weights = fetch.local(resolved.model, resolved.home)
-    plans = _plans(resolved, weights, here, ledger)
+    plans = plans_of(resolved, weights, here, ledger)
     resolved = settled(resolved, _architecture(resolved, weights), dict(plans), here, Silent())
     return Planned(resolved, here, weights, plans)
 
@@ -62,8 +62,8 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
     watch = watcher or Silent()
     resolved = resolve(ask)
     here = machine.describe()
-    weights = _weights(resolved, ledger, watch)
-    plans = dict(_plans(resolved, weights, here, ledger))
+    weights = weights_of(resolved, ledger, watch)
+    plans = dict(plans_of(resolved, weights, here, ledger))
     resolved = settled(resolved, _architecture(resolved, weights), plans, here, watch)
     walker = Walker(resolved, weights, here, ledger, watch)
     walker.require_engine()
@@ -72,17 +72,17 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
         walk = walker.walk(found, recipe, plans[found.name])
         walks.append(walk)
         if walk is walks[0]:
-            _require_baseline(walk)
+            require_baseline(walk)
             calibrate_together(walker, resolved.recipes[1:], plans)
     if resolved.policy.early:
         look_by_look(walker, walks)
-        _require_baseline(walks[0])
+        require_baseline(walks[0])
     result = assemble(resolved, walks, here, ledger)
     ledger.save_run(result)
     return result
 
 
-def _weights(resolved: Resolved, ledger: Ledger, watch: Watcher) -> Weights:
+def weights_of(resolved: Resolved, ledger: Ledger, watch: Watcher) -> Weights:
     """The weights on this machine, fetched in a child when they are not here yet."""
     known = fetch.local(resolved.model, resolved.home)
     if known is not None:
@@ -107,7 +107,7 @@ def _architecture(resolved: Resolved, weights: Weights | None) -> str:
     return weights.architecture if weights else resolved.model.architecture or ""
 
 
-def _plans(resolved: Resolved, weights: Weights | None, here: Host, ledger: Ledger) -> tuple[tuple[str, Plan], ...]:
+def plans_of(resolved: Resolved, weights: Weights | None, here: Host, ledger: Ledger) -> tuple[tuple[str, Plan], ...]:
     free = shutil.disk_usage(ledger.root if ledger.root.exists() else Path.cwd()).free
     path = Path(weights.path) if weights else None
     return tuple(
@@ -141,7 +141,7 @@ def _calibration_set(found: Found, recipe: Recipe) -> CalibrationSet | None:
     return record if isinstance(record, CalibrationSet) else None
 
 
-def _require_baseline(walk: Walk) -> None:
+def require_baseline(walk: Walk) -> None:
     """Raise what keeps the baseline from being one: everything else is compared with it."""
     why = "The baseline is what everything is compared with, so the run ends here."
     if walk.failure is not None:

@@ -16,38 +16,25 @@ import msgspec
 
 from quantlab import child
 from quantlab.errors import Interrupted, QuantlabError
-from quantlab.ledgers import Ledger
+from quantlab.ledgers import RESULTS, Ledger
 from quantlab.pipeline.entry import Clock, without_paths
 from quantlab.records import (
     SCHEMA,
     Accuracy,
-    Artifact,
     Calibrated,
     CalibrateJob,
-    Canary,
     Entry,
     Event,
     Failure,
-    Fidelity,
     Host,
     MeasureJob,
     Reference,
-    Throughput,
     Verification,
     VerifyJob,
 )
+from quantlab.records.repair import MixJob, SearchJob, Sensitivity
 
 T = TypeVar("T")
-RECORDS: dict[str, type] = {
-    "calibrate": Calibrated,
-    "verify": Verification,
-    "build": Artifact,
-    "canary": Canary,
-    "reference": Reference,
-    "fidelity": Fidelity,
-    "accuracy": Accuracy,
-    "throughput": Throughput,
-}
 
 
 class Watcher(Protocol):
@@ -102,10 +89,17 @@ class Stages:
     def calibrate(self, identity: str, recipe: str, job: CalibrateJob) -> Calibrated:
         """Calibrate and export, or take what the ledger has; the checkpoint must still lie where it was."""
 
-        def work(folder: Path) -> Calibrated:
-            return self._kept_where(self._child("calibrate", recipe, job, folder))
+        return self._exported("calibrate", identity, recipe, job)
 
-        return self._once("calibrate", identity, recipe, job, work, self._still_there)
+    def mix(self, identity: str, recipe: str, job: MixJob) -> Calibrated:
+        """Put a checkpoint together out of finished exports."""
+        return self._exported("mix", identity, recipe, job)
+
+    def _exported(self, stage: str, identity: str, recipe: str, job: CalibrateJob | MixJob) -> Calibrated:
+        def work(folder: Path) -> Calibrated:
+            return self._kept_where(self._child(stage, recipe, job, folder))
+
+        return self._once(stage, identity, recipe, job, work, self._still_there)
 
     def calibrated(self, identity: str) -> Calibrated | None:
         """What the ledger has of a calibration, if its checkpoint still lies where it was."""
@@ -134,6 +128,11 @@ class Stages:
             return found
 
         return self._once("verify", identity, recipe, job, work)
+
+    def search(self, identity: str, recipe: str, job: SearchJob) -> Sensitivity:
+        """What each group of layers costs."""
+        it: Sensitivity = self._once("search", identity, recipe, job, lambda at: self._child("search", recipe, job, at))
+        return it
 
     def measure(
         self,
@@ -177,7 +176,7 @@ class Stages:
                 self.watcher.event(recipe, event)
                 return
             identity = identities[event.stage]
-            record: Any = msgspec.json.decode(event.result, type=RECORDS[event.stage])
+            record: Any = msgspec.json.decode(event.result, type=RESULTS[event.stage])
             files = {name: self.ledger.adopt(identity, name, Path(source)) for name, source in event.files.items()}
             results[event.stage] = _placed(record, files)
             self._write(event.stage, identity, recipe, spec, clock, result=results[event.stage], files=files)

@@ -51,7 +51,8 @@ def _jobs(walker: Walker, recipes: Sequence[tuple[Found, Recipe]], plans: Mappin
             identity, job = walker.calibration(found, recipe, planned)
         except BadInput:
             continue
-        if not job.layerwise:  # it shares no pass: its hidden states are another way through the data
+        # These share no pass: hidden states are another way through the data, and kept layers are calibrated apart.
+        if not job.layerwise and not recipe.keep:
             jobs.setdefault(identity, job)
     return jobs
 

@@ -102,7 +102,7 @@ class Walker:
         self._calibrate(walk, found, planned)
         self._verify(walk, self._by_blocks(walk.recipe, planned))
         if walk.verification is None or walk.verification.passed:
-            self._open(walk)
+            self.open(walk)
 
     def _calibrate(self, walk: Walk, found: Found, planned: Plan) -> None:
         walk.at = "calibrate"
@@ -153,7 +153,7 @@ class Walker:
         walk.verification = self.stages.verify(known, walk.name, job)
         walk.identities["verify"] = known
 
-    def _open(self, walk: Walk) -> None:
+    def open(self, walk: Walk) -> None:
         """Build the artifact and measure on it what comes first: all stages, or those that an early run begins with."""
         wanted = self._wanted()
         if "fidelity" in self.resolved.ask.stages and self._blind():

@@ -45,6 +45,7 @@ from quantlab.records.jobs import (
     MeasureJob,
     VerifyJob,
 )
+from quantlab.records.keep import Keep
 from quantlab.records.load import Knee, LoadCell
 from quantlab.records.numbers import Number, Provenance, digest, encode
 from quantlab.records.onnx import OnnxJob, OnnxModel, Provider
@@ -99,6 +100,7 @@ __all__ = [
     "Gpu",
     "Grid",
     "Host",
+    "Keep",
     "Knee",
     "LayerDamage",
     "LoadCell",

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from quantlab.records.keep import Keep
+
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of the records that are written by hand: strict about unknown fields."""
@@ -105,12 +107,13 @@ class Recipe(Ask, frozen=True, kw_only=True):
     """One line: what it does and on which GPUs it is served."""
     preset: str | None
     """Name of a configuration in modelopt.torch.quantization; null quantizes nothing (the baseline is a recipe)."""
-    format: Literal[
-        "bf16", "fp8", "fp8_rowwise", "int8_sq", "int4_awq", "int4", "w4a8_awq", "nvfp4", "nvfp4_awq", "mxfp8", "mxfp4"
-    ]
+    format: Literal["bf16", "fp8", "fp8_rowwise", "int8_sq", "int8_wo", "int4_awq", "int4", "w4a8_awq", "nvfp4",
+                    "nvfp4_awq", "mxfp8", "mxfp4"]  # fmt: skip
     """What the exported weights are; engines and checks read this. Each is explained in formats.py."""
     overrides: tuple[QuantizerOverride, ...] = ()
     """Applied in order after the preset."""
+    keep: tuple[Keep, ...] = ()
+    """Layers in another format than the others; of two that name the same layer the last one counts."""
     kv_cache: Literal["none", "fp8"] = "none"
     """Precision of the key/value cache."""
     group_size: int | Literal["auto", "strict"] | None = None
@@ -121,6 +124,10 @@ class Recipe(Ask, frozen=True, kw_only=True):
     no export knows; such a checkpoint is marked as a simulation and never timed."""
     calibration: Calibration | None = None
     """null where nothing is calibrated (weights only)."""
+
+    def format_of(self, layer: str) -> str:
+        """The format of one quantized layer: the recipe's own, or that in which it is kept."""
+        return next((each.format for each in reversed(self.keep) if each.holds(layer)), self.format)
 
 
 class CalibrationSet(Ask, frozen=True, kw_only=True):

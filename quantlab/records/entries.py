@@ -42,7 +42,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: int
     """SCHEMA of the quantlab that wrote it."""
-    stage: Literal["calibrate", "verify", "build", "canary", "reference", "fidelity", "accuracy", "throughput"]
+    stage: Literal[
+        "calibrate", "verify", "build", "canary", "reference", "fidelity", "accuracy", "throughput", "search", "mix"
+    ]
     identity: str
     """Digest of everything that can change the stage's number."""
     model: str

@@ -111,6 +111,13 @@ FORMATS: dict[str, Format] = {
         moves_scales=True,
         end=127,
     ),
+    "int8_wo": Format(
+        bits=8,
+        codes="I8",
+        algorithms=("W8A16",),
+        scales="row",
+        end=127,
+    ),
     "int4_awq": Format(
         bits=4,
         codes="U8",

@@ -44,6 +44,8 @@ class Checkpoint(Result, frozen=True, kw_only=True):
     """`architectures[0]` of config.json."""
     group_size: int | None = None
     """Weights that share a scale, as really used."""
+    kept: tuple[str, ...] = ()
+    """Quantized formats of layers that are kept in another one: mixed precision."""
     kv_cache: str = "none"
     """Precision of the key/value cache."""
     simulated: bool = False

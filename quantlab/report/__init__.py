@@ -24,12 +24,23 @@ from typing import TYPE_CHECKING
 
 from quantlab.errors import BadInput, LedgerProblem
 from quantlab.records import Run, encode
+from quantlab.records.repair import Repair
 from quantlab.records.versus import Versus
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["terminal", "to_html", "to_json", "to_markdown", "write", "write_several", "write_versus"]
+__all__ = [
+    "repair_terminal",
+    "terminal",
+    "to_html",
+    "to_json",
+    "to_markdown",
+    "write",
+    "write_repair",
+    "write_several",
+    "write_versus",
+]
 
 
 def write(run: Run, folder: Path, stem: str) -> dict[str, Path]:
@@ -68,6 +79,20 @@ def write_several(runs: Sequence[tuple[str, Run]], folder: Path, stem: str = "in
         write(run, folder, name)
     texts = {"html": overview.to_html(runs).encode(), "md": overview.to_markdown(runs).encode()}
     return _written(folder, stem, texts | {"json": encode(overview.plain(runs))})
+
+
+def write_repair(found: Repair, folder: Path, stem: str) -> Path:
+    """The page and the record of a repair; returns the page's path."""
+    from quantlab.report import repair
+
+    return _written(folder, stem, {"html": repair.to_html(found).encode(), "json": encode(found)})["html"]
+
+
+def repair_terminal(found: Repair, console: Console) -> None:
+    """Print a repair on `console`."""
+    from quantlab.report import repair
+
+    repair.terminal(found, console)
 
 
 def _written(folder: Path, stem: str, texts: Mapping[str, bytes]) -> dict[str, Path]:

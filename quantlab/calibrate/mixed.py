@@ -1,0 +1,76 @@
+"""Layers in two formats: calibrated one format after the other, and said in the file that TensorRT-LLM reads.
+
+ModelOpt's algorithm holds for the whole model: AWQ would search scales for layers kept in FP8 as well, and fold them
+into norms. So the kept layers take their ranges first, with everything else switched off, which is what a recipe of
+their own would do; then they are switched off and the recipe's own algorithm runs. Both see 16-bit inputs, as every
+layer does while ModelOpt calibrates, so that each layer comes out as in a recipe of one format, bit for bit. The search
+of docs/repair.md stands on that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from quantlab import disk
+from quantlab.calibrate.feed import Feed
+from quantlab.formats.declared import MIXED
+from quantlab.records import Recipe
+
+FOR_TRTLLM = "quant_cfg.json"
+"""Where TensorRT-LLM looks for the layers of a mixed checkpoint."""
+
+
+def calibrate(
+    model: nn.Module,
+    recipe: Recipe,
+    quantizers: Sequence[str],
+    algorithm: Any,
+    feed: Feed | None,
+    run: Callable[..., Any],
+) -> None:
+    """Calibrate all quantizers, those of kept layers apart from the others.
+
+    Args:
+        quantizers: names of the enabled ones.
+        algorithm: the recipe's own; kept layers take the largest magnitude.
+        run: ModelOpt's `calibrate`.
+    """
+    kept = [name for name in quantizers if recipe.format_of(layer_of(name)) != recipe.format]
+    if kept:
+        seeing = feed is not None and any(name.endswith("input_quantizer") for name in kept)
+        own = Feed(feed.batches, "max", feed.reporter) if feed is not None and seeing else None
+        with _off(model, [name for name in quantizers if name not in set(kept)]):
+            run(model, "max", forward_loop=own)
+    with _off(model, kept):
+        run(model, algorithm, forward_loop=feed)
+
+
+def layer_of(quantizer: str) -> str:
+    """The layer that a quantizer belongs to; a W4A8 weight has two in a row."""
+    return quantizer.rpartition("_quantizer")[0].rpartition(".")[0]
+
+
+@contextmanager
+def _off(model: nn.Module, quantizers: Sequence[str]) -> Iterator[None]:
+    found: list[Any] = [model.get_submodule(name) for name in quantizers]
+    for quantizer in found:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in found:
+            quantizer.enable()
+
+
+def say(folder: Path) -> None:
+    """Write the layers of a mixed export where TensorRT-LLM looks for them; nothing for any other."""
+    words = json.loads((folder / "hf_quant_config.json").read_text(encoding="utf-8"))["quantization"]
+    if words.get("quant_algo") == MIXED:
+        kept = {key: words.get(key) for key in ("kv_cache_quant_algo", "quantized_layers")}
+        disk.write(folder / FOR_TRTLLM, json.dumps({"quant_algo": MIXED, **kept}, indent=4).encode())

@@ -1,0 +1,65 @@
+"""Layers that a recipe keeps in another format than its others, as plain names: what belongs together, what is refused.
+
+q, k and v are one matrix product in every fast runtime, gate and up another: they have one format, or none can be
+served. ModelOpt finds that out at the export, as an assertion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from quantlab.records import FORMATS, Recipe
+
+FUSED = re.compile(r"(?P<block>.*)\.(?:(?P<first>[qkv]_proj)|(?P<second>gate_proj|up_proj))")
+"""Layers that share an input and that every fast runtime computes as one product."""
+
+
+class Named(Protocol):
+    """A layer of which the name counts here."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def groups(layers: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Layers that change their format together, in the order given."""
+    found: dict[str, list[str]] = {}
+    for name in layers:
+        match = FUSED.fullmatch(name)
+        key = name if match is None else f"{match['block']}.{'qkv' if match['first'] else 'gate_up'}"
+        found.setdefault(key, []).append(name)
+    return tuple(tuple(names) for names in found.values())
+
+
+def others(recipe: Recipe) -> tuple[str, ...]:
+    """Quantized formats in which the recipe keeps layers, beside its own: more than none is mixed precision."""
+    return tuple(dict.fromkeys(each.format for each in recipe.keep if each.format != "bf16"))
+
+
+def refusals(recipe: Recipe, layers: Iterable[Named]) -> Iterator[str]:
+    """Why these layers cannot be kept so. `layers`: all that the preset quantizes; empty where they are not known."""
+    names = tuple(layer.name for layer in layers)
+    if not recipe.keep or not names:
+        return
+    for each in recipe.keep:
+        for wildcard in each.layers:
+            if not any(fnmatchcase(name, wildcard) for name in names):
+                yield f"keep names {wildcard}, and no quantized layer is called that."
+    for group in groups(names):
+        if len({recipe.format_of(name) for name in group}) > 1:
+            yield f"keep tears {', '.join(group)} apart, which runtimes fuse. Keep all of them or none."
+
+
+def bits(recipe: Recipe, layers: Iterable[tuple[str, int, int]], group: int) -> float:
+    """Stored bits a weight, the mean of `layers` (name, outputs, inputs) where some are kept in another format."""
+    if not recipe.keep:
+        return FORMATS[recipe.format].weight_bits(group)
+    stored = weights = 0
+    for name, outputs, inputs in layers:
+        rules = FORMATS[recipe.format_of(name)]
+        stored += rules.layer_bits(outputs, inputs, group if rules.grouped else None)
+        weights += outputs * inputs
+    return round(stored / max(weights, 1), 3)

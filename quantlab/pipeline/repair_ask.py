@@ -1,0 +1,113 @@
+"""What a repair is asked for, and why one is refused before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from quantlab import catalog, kept
+from quantlab.errors import KINDS, BadInput, Broken, QuantlabError, Refused
+from quantlab.pipeline.ask import Ask, Resolved
+from quantlab.pipeline.walk import Walk
+from quantlab.records import FORMATS, Recipe
+from quantlab.sizes import OWN_GROUP, Layer
+
+STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy")
+DEFAULT_EXTRA = 0.5
+"""Bits a weight beyond the recipe's own, where no budget is named."""
+
+
+@dataclass(frozen=True)
+class RepairAsk:
+    """What `quantlab repair` is asked for."""
+
+    ask: Ask
+    """Model, suite, policy and device; `recipes` holds the one recipe. Of its stages those of STAGES are walked."""
+    bits: float | None = None
+    """Most bits a weight; None: half a bit more than the recipe takes."""
+    keep: tuple[str, ...] = ()
+    """Formats in which layers may be kept; empty: int8_wo for 4-bit weights with 16-bit activations, fp8 for other
+    recipes below 8 bits, else bf16."""
+    points: int = 3
+    """Mixtures on the curve, the chosen one among them."""
+    samples: int = 8
+    """Sequences of calibration text that the search reads."""
+    length: int = 256
+    """Tokens in each."""
+    out: str | None = None
+    """File of the new recipe; None: calibration/<recipe>_<bits>bit.yaml."""
+
+
+def budget_of(
+    asked: float | None, name: str, recipe: Recipe, layers: Sequence[Layer], formats: Sequence[str], group: int | None
+) -> float:
+    """The budget, if anything between the recipe and keeping all of it can be had for it.
+
+    Raises:
+        BadInput: there is nothing between.
+    """
+    own = kept.bits(recipe, map(msgspec.structs.astuple, layers), group or OWN_GROUP)
+    most = max(16.0 if word == "bf16" else 8.0 for word in formats)
+    bits = asked if asked is not None else round(own + DEFAULT_EXTRA, 2)
+    if bits <= own:
+        cure = f"Allow more than {own:g} bits, e.g. --bits {own + DEFAULT_EXTRA:g}."
+        raise BadInput(f"{name} itself takes {own:g} bits a weight.", place=f"--bits {bits:g}", cure=cure)
+    if bits >= most:
+        cure = f"Allow less than {most:g}, or run {formats[-1]} itself."
+        words = " and ".join(formats)
+        raise BadInput(
+            f"keeping all layers in {words} takes no more than {most:g} bits a weight, so nothing is left to choose.",
+            place=f"--bits {bits:g}",
+            cure=cure,
+        )
+    return bits
+
+
+def check(resolved: Resolved, recipe: Recipe, name: str) -> None:
+    """What cannot be repaired, in seconds."""
+    place = f"recipe {name}"
+    if recipe.preset is None:
+        raise Refused("it quantizes nothing, so there is nothing to repair.", place=place, cure="Name another recipe.")
+    if recipe.export != "unified":
+        raise Refused("a simulated recipe cannot be mixed.", place=place, cure="Write export: unified.")
+    if recipe.keep:
+        cure = "Repair the recipe that it was made from, with another budget."
+        raise Refused("it keeps layers already.", place=place, cure=cure)
+    if resolved.model.modality != "text":
+        raise Refused("the search reads text alone.", place=resolved.model.word, cure="Keep layers by hand (keep:).")
+    if resolved.ask.engine != "torch":
+        cure = "Leave --engine out: engine torch measures every mixture."
+        raise BadInput("a repair is measured by engine torch.", place=f"--engine {resolved.ask.engine}", cure=cure)
+
+
+def formats_of(asked: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+    low = FORMATS[recipe.format].bits < 8
+    own = "bf16" if not low else "int8_wo" if recipe.format in ("int4_awq", "int4") else "fp8"
+    words = tuple(dict.fromkeys(asked)) or (own,)
+    for word in words:
+        if word != "bf16" and not low:
+            cure = "Take --keep bf16."
+            raise BadInput(f"{word} has no more bits than {recipe.format}.", place=f"--keep {word}", cure=cure)
+    return words
+
+
+def donor_recipe(word: str, base: Recipe) -> Recipe:
+    """The keeping format's own recipe on the base's calibration text: its layers come out as in the mixture."""
+    own = catalog.recipe(word).record
+    assert isinstance(own, Recipe)
+    text = base.calibration or own.calibration if FORMATS[own.format].input_scale else None
+    return msgspec.structs.replace(own, calibration=text, kv_cache=base.kv_cache)
+
+
+def require(walk: Walk) -> None:
+    """Raise what ended a walk without which there is no repair."""
+    if walk.failure is not None:
+        kind = KINDS.get(walk.failure.kind, QuantlabError)
+        raise kind(walk.failure.problem, place=walk.failure.place or walk.name, cure=walk.failure.cure)
+    bad = [check.finding for check in walk.verification.checks if not check.passed] if walk.verification else []
+    if bad:
+        raise Broken(
+            " ".join(bad), place=f"recipe {walk.name}", cure="A recipe must pass verify before it is repaired."
+        )

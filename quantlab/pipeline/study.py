@@ -1,0 +1,226 @@
+"""Which calibration set, how many samples, which length? A small grid, repeated with other seeds, on held-out text.
+
+Every cell is an ordinary calibration and an ordinary fidelity with identities of their own: a study that was stopped
+goes on cell by cell, and a larger grid finds the cells of a smaller one done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from quantlab import catalog
+from quantlab import host as machine
+from quantlab.catalog import Found
+from quantlab.errors import KINDS, BadInput, QuantlabError, Refused
+from quantlab.ledgers import Ledger
+from quantlab.pipeline.ask import Ask, resolve
+from quantlab.pipeline.run import plans_of, require_baseline, weights_of
+from quantlab.pipeline.stage import Silent, Watcher
+from quantlab.pipeline.walk import Walk
+from quantlab.pipeline.walker import Walker
+from quantlab.plans import Plan
+from quantlab.records import Calibration, Number, Recipe
+from quantlab.records.study import Study, StudyAxis, StudyCell
+
+Cell = tuple[str, int, int]
+"""Set, samples, length."""
+
+
+@dataclass(frozen=True)
+class StudyAsk:
+    """What `quantlab study calibration` is asked for. An empty axis takes the recipe's own value."""
+
+    ask: Ask
+    """Model, suite (for its held-out text) and device; `recipes` holds the one recipe."""
+    sets: tuple[str, ...] = ()
+    samples: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    seeds: int = 3
+    confidence: float = 0.95
+
+
+def study(wanted: StudyAsk, ledger: Ledger, watcher: Watcher | None = None) -> Study:
+    """Measure the grid and compare.
+
+    Raises:
+        BadInput: an unknown word, one cell only, fewer than two seeds, a suite without held-out text.
+        Refused: a recipe that calibrates on nothing, or a cell that the plan refuses.
+        QuantlabError: a cell failed; what was finished is kept.
+    """
+    watch = watcher or Silent()
+    resolved = resolve(dataclasses.replace(wanted.ask, stages=("calibrate", "fidelity")))
+    found, recipe = resolved.recipes[-1]
+    own = _own(recipe, found.name)
+    cells = list(
+        itertools.product(wanted.sets or (own.set,), wanted.samples or (own.samples,), wanted.lengths or (own.length,))
+    )
+    if resolved.suite_record.fidelity is None:
+        raise BadInput(
+            "the suite has no held-out text.", place=f"suite {resolved.suite.name}", cure="Add `fidelity: {}`."
+        )
+    if len(cells) < 2 or wanted.seeds < 2:
+        cure = "Name several --set, --samples or --length, and at least two --seeds."
+        raise BadInput("one cell, or one seed, leaves nothing to compare.", place="study calibration", cure=cure)
+    for word in wanted.sets:
+        catalog.calibration_set(word, found.path.parent)  # an unknown one is told now, not after the first cells
+    here = machine.describe()
+    weights = weights_of(resolved, ledger, watch)
+    walker = Walker(resolved, weights, here, ledger, watch)
+    todo = [
+        (cell, seed, _with(found, recipe, own, cell, own.seed + seed)) for cell in cells for seed in range(wanted.seeds)
+    ]
+    resolved_all = dataclasses.replace(resolved, recipes=(resolved.recipes[0], *(pair for _, _, pair in todo)))
+    plans = dict(plans_of(resolved_all, weights, here, ledger))
+    _estimate([plans[pair[0].name] for _, _, pair in todo], watch)
+    baseline = walker.walk(*resolved.recipes[0], plans[resolved.recipes[0][0].name])
+    require_baseline(baseline)
+    walks: dict[Cell, list[Walk]] = {}
+    for cell, _, (named, changed) in todo:
+        walk = walker.walk(named, changed, plans[named.name])
+        _require(walk)
+        walks.setdefault(cell, []).append(walk)
+    return _concluded(wanted, resolved.model.word, found.name, resolved.suite_record.fidelity.windows, walks)
+
+
+def _own(recipe: Recipe, name: str) -> Calibration:
+    if recipe.calibration is None:
+        raise Refused("it calibrates on nothing: weights only.", place=f"recipe {name}", cure="Name another recipe.")
+    return recipe.calibration
+
+
+def _with(found: Found, recipe: Recipe, own: Calibration, cell: Cell, seed: int) -> tuple[Found, Recipe]:
+    """The recipe on other text, under a name that says so."""
+    word, samples, length = cell
+    text = msgspec.structs.replace(own, set=word, samples=samples, length=length, seed=seed)
+    changed = msgspec.structs.replace(recipe, calibration=text)
+    name = f"{found.name}, {_short(word)} {samples} x {length}, seed {seed}"
+    return Found(found.kind, name, found.path, changed, found.digest), changed
+
+
+def _short(word: str) -> str:
+    """A set's name without the place it lies in."""
+    return word.replace("\\", "/").rpartition("/")[2]
+
+
+def _estimate(plans: Sequence[Plan], watch: Watcher) -> None:
+    """How long calibrating will take, before it starts, and whatever the plan refuses."""
+    for plan in plans:
+        if plan.refusals:
+            raise Refused(" ".join(plan.refusals), place=plan.recipe)
+    known = [plan.seconds for plan in plans]
+    if all(one is not None for one in known):
+        total = sum(one or 0.0 for one in known)
+        watch.say(
+            f"{len(plans)} calibrations: about {total / 60:.0f} min on idle cores (an estimate), and a fidelity each; "
+            "what the ledger holds is not repeated."
+        )
+    else:
+        watch.say(f"{len(plans)} calibrations and as many fidelities; what the ledger holds is not repeated.")
+
+
+def _require(walk: Walk) -> None:
+    if walk.failure is not None:
+        kind = KINDS.get(walk.failure.kind, QuantlabError)
+        raise kind(walk.failure.problem, place=walk.failure.place or walk.name, cure=walk.failure.cure)
+
+
+def _concluded(wanted: StudyAsk, model: str, recipe: str, windows: int, walks: dict[Cell, list[Walk]]) -> Study:
+    from quantlab.score.spread import spread
+
+    values = {cell: [_kl(walk) for walk in found] for cell, found in walks.items()}
+    whole = spread(list(values.values()))
+    best = min(values, key=lambda cell: sum(values[cell]) / len(values[cell]))
+    half = whole.half_width(wanted.seeds, wanted.seeds, wanted.confidence)
+    cells = [_cell(cell, walks[cell], values, best, half, wanted.confidence) for cell in values]
+    axes = [axis for place, name in enumerate(("set", "samples", "length")) if (axis := _axis(name, place, values))]
+    return Study(
+        model=model,
+        recipe_name=recipe,
+        seeds=wanted.seeds,
+        windows=windows,
+        cells=tuple(sorted(cells, key=lambda cell: cell.mean)),
+        axes=tuple(axes),
+        noise=whole.noise,
+        largest=whole.largest,
+        p_value=whole.p_value,
+        confidence=wanted.confidence,
+        answer=_answer(whole.largest, whole.noise, whole.p_value, axes, wanted.confidence),
+    )
+
+
+def _kl(walk: Walk) -> float:
+    assert walk.fidelity is not None
+    return walk.fidelity.kl.value
+
+
+def _cell(
+    cell: Cell, walks: Sequence[Walk], values: dict[Cell, list[float]], best: Cell, half: float, confidence: float
+) -> StudyCell:
+    mean = sum(values[cell]) / len(values[cell])
+    above = mean - sum(values[best]) / len(values[best])
+    number = Number(
+        value=above,
+        unit="nats",
+        n=len(walks),
+        low=above - half,
+        high=above + half,
+        confidence=confidence,
+        better="lower",
+    )
+    return StudyCell(
+        set=_short(cell[0]),
+        samples=cell[1],
+        length=cell[2],
+        kl=tuple(values[cell]),
+        mean=mean,
+        above_best=None if cell == best else number,
+        seconds=round(sum(walk.calibrated.seconds for walk in walks if walk.calibrated) / len(walks), 1),
+    )
+
+
+def _axis(name: str, place: int, values: dict[Cell, list[float]]) -> StudyAxis | None:
+    """One axis with the effect of the others taken out: every cell is first moved by the mean of its row."""
+    from quantlab.score.spread import spread
+
+    keys = list(dict.fromkeys(cell[place] for cell in values))
+    if len(keys) < 2:
+        return None
+
+    def others(cell: Cell) -> tuple[object, ...]:
+        return tuple(each for at, each in enumerate(cell) if at != place)
+
+    rows: dict[tuple[object, ...], list[float]] = {}
+    for cell, found in values.items():
+        rows.setdefault(others(cell), []).extend(found)
+    grand = sum(map(sum, values.values())) / sum(map(len, values.values()))
+    moved = {
+        key: [
+            value - sum(rows[others(cell)]) / len(rows[others(cell)]) + grand
+            for cell, found in values.items()
+            if cell[place] == key
+            for value in found
+        ]
+        for key in keys
+    }
+    result = spread(list(moved.values()), taken=len(rows) - 1)
+    names = [_short(str(key)) for key in keys]
+    means = dict(zip(names, result.means, strict=True))
+    return StudyAxis(axis=name, means=means, largest=result.largest, p_value=result.p_value)
+
+
+def _answer(largest: float, noise: float, p_value: float, axes: Sequence[StudyAxis], confidence: float) -> str:
+    sure = [axis.axis for axis in axes if axis.p_value < 1 - confidence]
+    first = (
+        f"Cells differ by up to {largest:.4f} nats where repeats of one cell differ by {noise:.4f} "
+        f"(standard deviation between seeds; p = {p_value:.3g})."
+    )
+    if sure:
+        return f"{first} Larger than the noise: {', '.join(sure)}."
+    if p_value < 1 - confidence:
+        return f"{first} Some cells differ, and no single axis explains it."
+    return f"{first} That is no more than noise: take the cheapest."
