@@ -23,7 +23,6 @@ from quantlab.records.ask import (
     FidelityAsk,
     Grid,
     Model,
-    Policy,
     QuantizerOverride,
     Recipe,
     Shape,
@@ -49,6 +48,7 @@ from quantlab.records.keep import Keep
 from quantlab.records.load import Knee, LoadCell
 from quantlab.records.numbers import Number, Provenance, digest, encode
 from quantlab.records.onnx import OnnxJob, OnnxModel, Provider
+from quantlab.records.policies import Policy
 from quantlab.records.power import Percentiles, Power
 from quantlab.records.published import Published, PublishedScore
 from quantlab.records.results import (

@@ -6,11 +6,12 @@ from typing import Literal
 
 import msgspec
 
-from quantlab.records.ask import Grid, Model, Policy, Recipe, Suite
+from quantlab.records.ask import Grid, Model, Recipe, Suite
 from quantlab.records.entries import Host
 from quantlab.records.flips import Category, Flip
 from quantlab.records.jobs import Failure
 from quantlab.records.numbers import Number
+from quantlab.records.policies import Policy
 from quantlab.records.results import Accuracy, Calibrated, Canary, Fidelity
 from quantlab.records.speed import Throughput
 from quantlab.records.verification import Verification

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from quantlab.records.ask import Policy
 from quantlab.records.numbers import Number
+from quantlab.records.policies import Policy
 from quantlab.records.verdicts import Comparison, Conclusion, Verdict
 
 
