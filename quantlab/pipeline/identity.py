@@ -13,7 +13,7 @@ from quantlab.records import Artifact, Calibrated, Checkpoint, EngineConfig, Gri
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
-    "verify": 2,
+    "verify": 3,
     "build": 1,
     "canary": 1,
     "reference": 1,
