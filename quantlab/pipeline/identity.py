@@ -26,7 +26,7 @@ from quantlab.records import (
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
-    "verify": 2,
+    "verify": 3,
     "build": 1,
     "canary": 1,
     "reference": 1,
