@@ -29,7 +29,7 @@ from quantlab.pipeline.repair_ask import STAGES, RepairAsk, budget_of, check, do
 from quantlab.pipeline.run import plans_of, require_baseline, weights_of
 from quantlab.pipeline.stage import Silent, Watcher
 from quantlab.pipeline.walk import Walk
-from quantlab.pipeline.walker import Walker
+from quantlab.pipeline.walker import Walker, name_of
 from quantlab.plans import Plan
 from quantlab.records import SCHEMA, Calibrated, CalibrateJob, Calibration, Recipe
 from quantlab.records.repair import CurvePoint, Donor, MixJob, Repair, SearchJob, Sensitivity
@@ -272,7 +272,7 @@ class Repairer:
         recovered = 1 - after.kl.value / before.kl.value if before and after and before.kl.value > 0 else None
         return Repair(
             schema=SCHEMA,
-            model=self.resolved.model.word,
+            model=name_of(self.resolved.model),
             recipe_name=self.found.name,
             repaired_name=walks[-1].name,
             recipe_file=str(self.out),
