@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 ITEMS = ROOT / "evals" / "items"
 TASKS = ROOT / "evals" / "tasks"
+LONG = tuple(f"long_{length}" for length in (512, 1024, 2048, 4096))
 PICTURES = [f"{name}_{kind}" for name in ("easyvqa", "hardshapes") for kind in ("yesno", "colour", "shape")]
 SYNTHETIC = ["agreement", "arithmetic", "cloze", "definitions", "elements", "facts", "kinds"]
 FIELDS = ["id", "cluster", "kind", "query", "choices", "gold"]
@@ -153,7 +154,7 @@ def test_sums_are_right() -> None:
 
 def test_counts_are_those_of_the_readme() -> None:
     told = dict(re.findall(r"^\| `(\w+)\.jsonl` \| (\d+) \|", (ITEMS / "README.md").read_text("utf-8"), re.MULTILINE))
-    assert {task: len(rows(task)) for task in (*SYNTHETIC, "mmlu_dev", *PICTURES)} == {
+    assert {task: len(rows(task)) for task in (*SYNTHETIC, "mmlu_dev", *PICTURES, *LONG)} == {
         k: int(v) for k, v in told.items()
     }
     assert {path.stem for path in ITEMS.glob("*.jsonl")} == set(told)
@@ -173,6 +174,8 @@ OWN = [path for path in sorted(TASKS.glob("*.yaml")) if "\n  hub:" not in path.r
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
 def test_task_files_name_data_that_exist(path: Path) -> None:
     task = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "include" in task:
+        task = yaml.safe_load((TASKS / task["include"]).read_text(encoding="utf-8")) | task
     assert (task["task"], task["output_type"]) == (f"ql_{path.stem}", "multiple_choice")
     if "data_package" in task["metadata"]:
         assert set(task["metadata"]["data_package"]) == {"package", "file"}
