@@ -96,8 +96,8 @@ def standing(engine: str) -> Standing:
     return judged(engine, place, look(place, (*sdks.packages(engine), *sdks.MEASURING)))
 
 
-def require(engine: str, place: Place) -> Look:
-    """The look of an engine that can be used at `place`.
+def require(engine: str, place: Place, needs: tuple[str, ...] = sdks.MEASURING) -> Look:
+    """The look of an engine that can be used at `place`. `needs`: packages beside the SDK.
 
     Raises:
         NoAccess: its SDK, or what measuring needs, is not installed.
@@ -105,7 +105,7 @@ def require(engine: str, place: Place) -> Look:
         BadInput: what was named does not start.
     """
     found = look(place, (*sdks.packages(engine), *sdks.MEASURING, *host.PACKAGES))
-    stands = judged(engine, place, found)
+    stands = judged(engine, place, found, needs)
     if stands.state == "ready" and stands.why:
         raise NoAccess(stands.why, place=f"engine {engine}", cure=stands.cure)
     if stands.state == "ready":
@@ -114,8 +114,8 @@ def require(engine: str, place: Place) -> Look:
     raise kinds[stands.state](stands.why, place=f"engine {engine}", cure=stands.cure)
 
 
-def judged(engine: str, place: Place, found: Look) -> Standing:
-    """What a look means for an engine."""
+def judged(engine: str, place: Place, found: Look, needs: tuple[str, ...] = sdks.MEASURING) -> Standing:
+    """What a look means for an engine of which `needs` is asked."""
     cure = f"`quantlab engines setup {engine}` makes an environment for it." if engine in WITH_SETUP else "Install it."
     cure += "" if place.source == HERE else f" Or correct {place.source}."
     python = ".".join(map(str, found.python))
@@ -130,7 +130,7 @@ def judged(engine: str, place: Place, found: Look) -> Standing:
     if here and not sdks.fits(here[1], here[0].low, here[0].high):
         why = f"{version} is in {place}, and quantlab knows {here[0]}."
         return _standing(engine, place, "wrong version", version, why, cure, python)
-    wanting = sdks.MEASURING if engine in ENGINES else ()
+    wanting = needs if engine in ENGINES else ()
     if missing := [name for name in wanting if name not in found.versions]:
         why = f"{', '.join(missing)} is not installed in {place}, and measuring needs it there."
         return _standing(engine, place, "ready", version, why, f"pip install {' '.join(missing)} there.", python)

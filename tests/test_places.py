@@ -181,6 +181,8 @@ def test_an_sdk_without_what_measuring_needs_says_what(tmp_path: Path) -> None:
     stands = probe.judged("vllm", places.Place(("x",), "test"), found)
     assert stands.state == "ready"
     assert stands.cure == "pip install lm-eval transformers pyarrow there."
+    timing = probe.judged("vllm", places.Place(("x",), "test"), found, sdks.TIMING)
+    assert timing.cure == "pip install transformers there.", "throughput asks for no lm-eval"
 
 
 PYTHON_2 = """#!/bin/sh

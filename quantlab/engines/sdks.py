@@ -52,6 +52,8 @@ BUILDERS = ("rtx", "tensorrt")
 
 MEASURING = ("lm-eval", "datasets", "transformers", "scipy", "pyarrow")
 """What measuring needs in an engine's Python beside the SDK: it goes through one session, so it happens there."""
+TIMING = ("transformers",)
+"""What throughput alone needs of these: NVIDIA's and vLLM's images have it, and no lm-eval."""
 
 
 def packages(engine: str) -> tuple[str, ...]:

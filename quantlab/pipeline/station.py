@@ -31,9 +31,10 @@ CLIENT = "aiperf"
 class Station:
     """One engine at its place."""
 
-    def __init__(self, name: str, host: Host) -> None:
+    def __init__(self, name: str, host: Host, needs: tuple[str, ...] = sdks.MEASURING) -> None:
         """Args:
         host: this machine, with the versions of this Python.
+        needs: packages beside the SDK that its Python must have.
 
         Raises:
             BadInput: no such engine.
@@ -41,6 +42,7 @@ class Station:
         self.name = name
         self.engine: Engine = engine(name)
         self._main = host
+        self._needs = needs
 
     @cached_property
     def place(self) -> places.Place:
@@ -59,7 +61,7 @@ class Station:
         Raises:
             NoAccess, Refused, BadInput: the engine cannot be used, see `probe.require`.
         """
-        found = probe.require(self.name, self.place)
+        found = probe.require(self.name, self.place, self._needs)
         if not self.command:
             return self._main
         return msgspec.structs.replace(self._main, python=".".join(map(str, found.python)), versions=found.versions)

@@ -10,7 +10,7 @@ from typing import Any
 
 from quantlab import catalog, judge
 from quantlab.catalog import Found
-from quantlab.engines import Ability, Engine
+from quantlab.engines import Ability, Engine, sdks
 from quantlab.errors import QuantlabError, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity
@@ -55,7 +55,8 @@ class Walker:
 
     def __post_init__(self) -> None:
         ask = self.resolved.ask
-        self.station = Station(ask.engine, self.host)
+        timed_only = not set(ask.stages) & {"canary", "fidelity", "accuracy"}
+        self.station = Station(ask.engine, self.host, sdks.TIMING if timed_only else sdks.MEASURING)
         self.engine = self.station.engine
         self.specs = Specs(self.resolved, self.station)
         self.stages = Stages(self.ledger, self.host, name_of(self.resolved.model), self.watch, ask.threads)
