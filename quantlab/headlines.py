@@ -24,6 +24,7 @@ from quantlab.records import (
     Throughput,
     Verification,
 )
+from quantlab.records.repair import Sensitivity
 
 COLUMNS = ("model", "recipe", "stage", "status", "started", "seconds", "identity", "failure")
 """Columns of every row; a stage adds its own."""
@@ -59,6 +60,8 @@ def _numbers(result: Any) -> dict[str, Any]:
             return {"passed": result.passed, "failed_checks": ", ".join(failed)}
         case Artifact():
             return {"engine": result.engine, "engine_version": result.engine_version, "numerics": result.numerics}
+        case Sensitivity():
+            return {"positions": result.positions, "groups": len(result.groups)}
         case Canary():
             return {"passed": result.passed}
         case Reference():

@@ -25,6 +25,7 @@ from quantlab.records import (
     Throughput,
     Verification,
 )
+from quantlab.records.repair import GroupCost, Sensitivity
 
 HOST = Host(system="Linux 6.1 x86_64", python="3.12.1", cpu="a CPU", cores=2, memory_bytes=1 << 34)
 
@@ -41,6 +42,12 @@ CHECKPOINT = Checkpoint(path="checkpoints/a", digest="d", recipe="fp8", format="
 RECORDS: dict[str, Any] = {
     "calibrate": Calibrated(checkpoint=CHECKPOINT, samples=128),
     "build": Artifact(engine="vllm", path="checkpoints/b", checkpoint=CHECKPOINT, engine_version="vllm 0.24.0"),
+    "mix": Calibrated(checkpoint=CHECKPOINT),
+    "search": Sensitivity(
+        groups=(GroupCost(layers=("a.q_proj",), weights=4, bits={"fp8": 32}, kl={"fp8": 0.1}, errors={"fp8": 0.01}),),
+        positions=9,
+        text_digest="t",
+    ),
     "verify": Verification(
         checks=(
             Check(name="size", passed=True, finding="0.5"),

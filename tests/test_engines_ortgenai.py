@@ -58,7 +58,7 @@ def test_an_absent_or_other_version_is_a_sentence(installed: Callable[[str, str]
         made.version()
     for version in ("0.17.2", "0.19.0", "1.0"):
         installed("onnxruntime-genai", version)
-        assert "knows 0.18" in (made.supports(checkpoint(), HOST) or "")
+        assert "knows onnxruntime-genai>=0.18,<0.19" in (made.supports(checkpoint(), HOST) or "")
     installed("onnxruntime-genai-cuda", "0.18.1")
     assert made.supports(checkpoint(), HOST) is None
     assert made.version() == "onnxruntime-genai-cuda 0.18.1"

@@ -396,7 +396,7 @@ def test_fidelity_is_left_out_with_a_word(tiny_model: Path, tmp_path: Path) -> N
     walker = Walker(resolved, weights, host(), Ledger(tmp_path), seen)
     found, recipe = resolved.recipes[0]
     walk = Walk(name=found.name, recipe=recipe)
-    walker._open(walk)
+    walker.open(walk)
     assert walk.failure is None
     assert walk.fidelity is None
     assert "no fidelity" in walk.notes[0]

@@ -268,5 +268,6 @@ def test_the_frame_has_a_row_an_entry_with_its_headlines(ledger: Ledger) -> None
     assert rows.failed_checks["verify"] == "amax"
     assert rows.perplexity["reference"] == 14.5
     assert rows.checkpoint_bytes["calibrate"] == 5
+    assert rows.groups["search"] == 1
     assert rows.engine_version["build"] == "vllm 0.24.0"
     assert frame.failure.iloc[-1] == "StageFailed: killed"
