@@ -67,7 +67,7 @@ def test_what_leaves_nothing_to_compare_is_refused(place: Path) -> None:
         study(ask(place, samples=(4,)), ledger)
     with pytest.raises(BadInput, match="nothing to compare"):
         study(ask(place, seeds=1), ledger)
-    with pytest.raises(BadInput, match="no sets is called 'python-docz'"):
+    with pytest.raises(BadInput, match="no set is called 'python-docz'"):
         study(ask(place, sets=("python-docz",)), ledger)
     with pytest.raises(Refused, match="weights only"):
         study(ask(place, "int4_rtn"), ledger)
