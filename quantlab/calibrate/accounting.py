@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from quantlab import kept
 from quantlab import weights as folders
+from quantlab.calibrate import probe
 from quantlab.formats import names
 from quantlab.records import Calibrated, CalibrateJob, Checkpoint
+
+if TYPE_CHECKING:
+    from quantlab.calibrate.pictures import Pictures
+    from quantlab.calibrate.samples import Samples
 
 BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "I64": 64, "I32": 32}
 """Of one element, by the names in a safetensors header."""
@@ -35,6 +40,31 @@ def baseline(spec: CalibrateJob, seconds: float) -> Calibrated:
         bits_per_weight=round(8 * spec.weights.bytes / count, 2),
     )
     return Calibrated(checkpoint=checkpoint, seconds=round(seconds, 3), peak_bytes=peak_bytes())
+
+
+def calibrated(
+    made: Checkpoint,
+    layers: Sequence[str],
+    data: Samples | Pictures | None,
+    seconds: tuple[float, float],
+    device: str,
+    notes: Sequence[str],
+) -> Calibrated:
+    """The record of an export that lies beside its probe. `seconds`: of the whole, and of ModelOpt's own step."""
+    return Calibrated(
+        checkpoint=made,
+        layers=tuple(layers),
+        calibration_digest=data.digest if data else None,
+        samples=data.count if data else 0,
+        tokens=data.tokens if data else 0,
+        seconds=round(seconds[0], 3),
+        calibrate_seconds=round(seconds[1], 3),
+        peak_bytes=peak_bytes(),
+        peak_gpu_bytes=peak_gpu_bytes(),
+        device=device,
+        probe=probe.FILE,
+        notes=tuple(notes),
+    )
 
 
 def checkpoint(spec: CalibrateJob, folder: Path, layers: Iterable[str]) -> Checkpoint:

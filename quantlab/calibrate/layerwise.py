@@ -99,20 +99,8 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     shutil.rmtree(walked.folder)
     reporter.progress("calibrate", 1, 1, "")
     resumed = [f"taken up at block {walked.resumed_at} after a kill"] if walked.resumed_at else []
-    return Calibrated(
-        checkpoint=made,
-        layers=tuple(layers),
-        calibration_digest=data.digest if data else None,
-        samples=data.count if data else 0,
-        tokens=data.tokens if data else 0,
-        seconds=round(time.monotonic() - started, 3),
-        calibrate_seconds=round(walked.seconds, 3),
-        peak_bytes=accounting.peak_bytes(),
-        peak_gpu_bytes=accounting.peak_gpu_bytes(),
-        device=accounting.device_name(device),
-        probe=probe.FILE,
-        notes=(*walked.notes, NOTE, *resumed, *notes),
-    )
+    seconds, name = (time.monotonic() - started, walked.seconds), accounting.device_name(device)
+    return accounting.calibrated(made, layers, data, seconds, name, (*walked.notes, NOTE, *resumed, *notes))
 
 
 def _require(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks) -> None:
@@ -190,9 +178,7 @@ def _together(spec: CalibrateJob, blocks: Blocks, walked: Walked, folder: Path) 
     index_file = {"metadata": {"total_size": total}, "weight_map": mapped}
     disk.write(folder / folders.INDEX, json.dumps(index_file, indent=1).encode())
     unified.join([walked.exported(index) for index in range(blocks.count)], folder, spec.recipe_name)
-    for name in source.COPIED:
-        if (Path(spec.weights.path) / name).is_file():
-            shutil.copyfile(Path(spec.weights.path) / name, folder / name)
+    source.copy_small(spec, folder)
     kept = walked.probed()
     hidden = walked.probe
     kept |= {"in.input_ids": walked.ids, "logits": blocks.logits(hidden[:, :: probe.STRIDE]).flatten(0, 1)}

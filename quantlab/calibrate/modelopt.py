@@ -14,7 +14,6 @@ quantizers, unified and shared are its parts; no other file imports modelopt.
 from __future__ import annotations
 
 import gc
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,20 +115,8 @@ def run(
     with folders.written_whole(Path(spec.into)) as folder:
         _write(spec, live, folder, reporter)
         made = accounting.checkpoint(spec, folder, live.layers)
-    return Calibrated(
-        checkpoint=made,
-        layers=live.layers,
-        calibration_digest=live.data.digest if live.data else None,
-        samples=live.data.count if live.data else 0,
-        tokens=live.data.tokens if live.data else 0,
-        seconds=round(time.monotonic() - started, 3),
-        calibrate_seconds=round(live.seconds, 3),
-        peak_bytes=accounting.peak_bytes(),
-        peak_gpu_bytes=accounting.peak_gpu_bytes(),
-        device=live.device,
-        probe=probe.FILE,
-        notes=(*live.notes, *notes),
-    )
+    seconds = (time.monotonic() - started, live.seconds)
+    return accounting.calibrated(made, live.layers, live.data, seconds, live.device, (*live.notes, *notes))
 
 
 def _presets() -> dict[str, Any]:
@@ -179,7 +166,5 @@ def _write(spec: CalibrateJob, live: _Live, folder: Path, reporter: Reporter) ->
     else:
         unified.write(live.model, source.stored_type(spec.weights.path), spec.recipe_name, folder)
         mixed.say(folder)
-    for name in source.COPIED:
-        if (Path(spec.weights.path) / name).is_file():
-            shutil.copyfile(Path(spec.weights.path) / name, folder / name)
+    source.copy_small(spec, folder)
     probe.save(kept, folder)

@@ -3,6 +3,7 @@ after minutes of calibrating: weights that are not finite, an architecture nobod
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ def check_finite(path: str) -> None:
 
 COPIED = sorted(set(folders.IDENTITY) - {"config.json", "hf_quant_config.json", "quant_cfg.json"})
 """Files that are taken over as they are: the tokenizer, its chat template, generation defaults."""
+
+
+def copy_small(spec: CalibrateJob, folder: Path) -> None:
+    """Take COPIED over from the weights' folder, as far as they are there."""
+    for name in COPIED:
+        if (Path(spec.weights.path) / name).is_file():
+            shutil.copyfile(Path(spec.weights.path) / name, folder / name)
 
 
 def arithmetic(spec: CalibrateJob) -> tuple[torch.dtype, torch.device]:

@@ -8,6 +8,7 @@ import msgspec
 
 from quantlab.encoder.shape import IDS, MASK, PIXELS
 from quantlab.errors import BadInput
+from quantlab.formats.onnx_model import damage
 from quantlab.records.encoder import Encoder, EncoderJob, EncoderPlan, PlanJob
 
 RECORD, CHECK = "quantlab_encoder.json", "check.safetensors"
@@ -24,24 +25,17 @@ def known(folder: Path) -> Encoder | None:
         return None
 
 
-def whole(folder: Path, encoder: Encoder) -> bool:
-    """Every file is as large as it was written: a model whose data broke off opens without complaint."""
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in encoder.files.items()
-    )
-
-
 def usable(folder: Path, job: EncoderJob) -> Encoder | None:
     """The whole encoder in `folder` if it is what `job` would write, else None."""
     found = known(folder)
-    fits = found is not None and (found.job, found.protocol) == (placeless(job), PROTOCOL) and whole(folder, found)
+    fits = found is not None and (found.job, found.protocol) == (placeless(job), PROTOCOL) and not damage(folder, found)
     return found if fits else None
 
 
 def require(folder: Path) -> Encoder:
     """Raises: BadInput, where there is no whole encoder."""
     found = known(folder)
-    if found is None or not whole(folder, found):
+    if found is None or damage(folder, found):
         raise BadInput("holds no whole encoder.", place=str(folder), cure="quantlab build --part vision makes one.")
     return found
 

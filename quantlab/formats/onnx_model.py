@@ -13,6 +13,7 @@ import msgspec
 
 from quantlab.errors import NoAccess
 from quantlab.records import OnnxJob, OnnxModel
+from quantlab.records.encoder import Encoder
 
 if TYPE_CHECKING:
     from quantlab.worker import Reporter
@@ -30,7 +31,7 @@ def known(folder: Path) -> OnnxModel | None:
         return None
 
 
-def damage(folder: Path, model: OnnxModel) -> str:
+def damage(folder: Path, model: OnnxModel | Encoder) -> str:
     """One sentence on the first file that is not as it was written; "" where all are."""
     for name, size in model.files.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else -1

@@ -8,7 +8,6 @@ that is only one of them. The tool's own report is believed only after it named 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from quantlab.errors import BadInput
 from quantlab.measure import Measured, Reporter
 from quantlab.measure.doubts import ordinary_tokens
 from quantlab.measure.inflight import knees
+from quantlab.measure.steady import median, variation
 from quantlab.records import Cell, LoadCell, MeasureJob, Number, Percentiles, Throughput
 
 STAGE = "throughput"
@@ -103,7 +103,7 @@ def _load_cell(at: LoadCell, runs: list[Timed], spec: MeasureJob) -> LoadCell:
         ttft=ttft,
         tpot=tpot,
         latency=latency,
-        variation=statistics.stdev(rates) / statistics.mean(rates) if len(rates) > 1 else None,
+        variation=variation(rates),
     )
 
 
@@ -152,12 +152,4 @@ def _number(
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    return Number(
-        value=statistics.median(known),
-        unit=unit,
-        n=len(known),
-        low=min(known),
-        high=max(known),
-        better=better,
-        provenance="measured" if spec.artifact.numerics == "native" else "emulated",
-    )
+    return median(known, unit, spec.artifact.numerics, better)

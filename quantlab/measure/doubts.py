@@ -7,6 +7,9 @@ a full batch and must not fall apart; too little memory is told from every other
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from quantlab.engines import GenerateRequest, ScoreRequest
@@ -75,15 +78,30 @@ def ordinary_tokens(tokenizer: Any) -> list[int]:
     return [token for token in range(len(tokenizer)) if token not in special]
 
 
+def spoken(draw: random.Random, vocabulary: list[int], isl: int, osl: int) -> GenerateRequest:
+    """A prompt of random text tokens, its own each time."""
+    return GenerateRequest(prompt=tuple(draw.choices(vocabulary, k=isl)), max_tokens=osl, ignore_eos=True)
+
+
 def generate(bench: Bench, requests: list[GenerateRequest]) -> list[Any]:
-    try:
+    with told_of_memory(f"{NO_MEMORY} {len(requests)}"):
         return list(bench.session.generate(requests))
-    except (MemoryError, RuntimeError, Refused) as error:
-        # torch.OutOfMemoryError is a RuntimeError, as are its CPU allocator's and TensorRT's; our engine refuses.
-        if isinstance(error, MemoryError) or tells_of_memory(str(error)):
-            raise Failed(f"{NO_MEMORY} {len(requests)}") from error
+
+
+@contextmanager
+def told_of_memory(reason: str) -> Iterator[None]:
+    """Inside, too little memory is a cell that failed for this reason; every other error stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        if tells_of_memory(error):
+            raise Failed(reason) from error
         raise
 
 
-def tells_of_memory(text: str) -> bool:
-    return any(phrase in text.lower() for phrase in PHRASES)
+def tells_of_memory(error: Exception) -> bool:
+    """Does the error mean that there is not enough memory? torch.OutOfMemoryError is a RuntimeError, as are its CPU
+    allocator's and TensorRT's; our own engine refuses."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | Refused) and any(phrase in str(error).lower() for phrase in PHRASES)

@@ -17,18 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, Session
-from quantlab.errors import Refused
-from quantlab.measure.doubts import PHRASES
+from quantlab.measure.doubts import tells_of_memory
 
 Request = TypeVar("Request", GenerateRequest, ScoreRequest)
-
-
-def tells_of_memory(error: Exception) -> bool:
-    """Does the error mean that there is not enough memory? torch.OutOfMemoryError is a RuntimeError, as are its CPU
-    allocator's and TensorRT's; our own engine refuses."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError | Refused) and any(phrase in str(error).lower() for phrase in PHRASES)
 
 
 class Halving:

@@ -14,18 +14,16 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby, pairwise, product
-from typing import Literal
 
-from quantlab.engines import GenerateRequest
 from quantlab.engines.flowing import Flow, InFlight
-from quantlab.errors import Refused
 from quantlab.measure import Bench
-from quantlab.measure.doubts import Failed, falls_apart, ordinary_tokens, require_possible, tells_of_memory
+from quantlab.measure.doubts import Failed, falls_apart, ordinary_tokens, require_possible, spoken, told_of_memory
 from quantlab.measure.loop import Loop, Took, Window
 from quantlab.measure.power import Meter
-from quantlab.measure.steady import percentiles
-from quantlab.records import Grid, Knee, LoadCell, Number, Percentiles, Power
+from quantlab.measure.steady import median, percentiles, variation
+from quantlab.records import Grid, Knee, LoadCell, Percentiles, Power
 from quantlab.score.knee import LEAST_GAIN, Point, knee
 
 KEPT = 0.9
@@ -94,9 +92,9 @@ def _cell(bench: Bench, grid: Grid, isl: int, osl: int, load: int, fallen: str) 
             raise Failed(f"engine {bench.spec.engine} serves static batches only: no request joins a running one")
         windows, power = _measured(bench, bench.session.flow(), grid, isl, osl, load)
         _require_kept(windows, load)
-        variation = _variation(windows)
-        if variation is not None and variation > grid.max_variation:
-            raise Failed(f"not steady: the repeats vary by {variation:.0%} of their mean")
+        varies = _variation(windows)
+        if varies is not None and varies > grid.max_variation:
+            raise Failed(f"not steady: the repeats vary by {varies:.0%} of their mean")
     except Failed as failed:
         return LoadCell(isl=isl, osl=osl, concurrency=load, mode="offline", valid=False, reason=str(failed))
     return _summary(bench, isl, osl, load, windows, power)
@@ -106,20 +104,14 @@ def _measured(bench: Bench, flow: Flow, grid: Grid, isl: int, osl: int, load: in
     draw = random.Random(f"{bench.spec.seed}/{isl}/{osl}/{load} in flight")
     vocabulary, config = ordinary_tokens(bench.tokenizer), bench.spec.config
 
-    def make(tokens: int) -> GenerateRequest:
-        return GenerateRequest(prompt=tuple(draw.choices(vocabulary, k=isl)), max_tokens=tokens, ignore_eos=True)
-
-    loop = Loop(flow, make, load, osl)
+    loop = Loop(flow, partial(spoken, draw, vocabulary, isl), load, osl)
     try:
-        loop.warm(grid.warmup)
-        with Meter(config.tensor_parallel * config.pipeline_parallel) as meter:
-            windows = [loop.window(max(LEAST_REQUESTS, grid.waves * load)) for _ in range(grid.repeats)]
+        with told_of_memory(f"out of memory with {load} requests in flight"):
+            loop.warm(grid.warmup)
+            with Meter(config.tensor_parallel * config.pipeline_parallel) as meter:
+                windows = [loop.window(max(LEAST_REQUESTS, grid.waves * load)) for _ in range(grid.repeats)]
     except ValueError as error:
         raise Failed(str(error)) from error
-    except (MemoryError, RuntimeError, Refused) as error:
-        if isinstance(error, MemoryError) or tells_of_memory(str(error)):
-            raise Failed(f"out of memory with {load} requests in flight") from error
-        raise
     finally:
         flow.leave()
     return windows, meter.power(sum(one.tokens for window in windows for one in window.took))
@@ -132,18 +124,11 @@ def _require_kept(windows: Sequence[Window], load: int) -> None:
 
 
 def _variation(windows: Sequence[Window]) -> float | None:
-    rates = [window.tokens_per_second for window in windows]
-    return statistics.stdev(rates) / statistics.mean(rates) if len(rates) > 1 else None
+    return variation([window.tokens_per_second for window in windows])
 
 
 def _summary(bench: Bench, isl: int, osl: int, load: int, windows: Sequence[Window], power: Power | None) -> LoadCell:
-    native = bench.spec.artifact.numerics == "native"
-    provenance: Literal["measured", "emulated"] = "measured" if native else "emulated"
-
-    def number(values: list[float], unit: str) -> Number:
-        middle, low, high = statistics.median(values), min(values), max(values)
-        return Number(value=middle, unit=unit, n=len(values), low=low, high=high, provenance=provenance)
-
+    number = partial(median, numerics=bench.spec.artifact.numerics)
     took = [one for window in windows for one in window.took]
     return LoadCell(
         isl=isl,

@@ -31,11 +31,6 @@ Shape = tuple[int, int, int]
 Request = Callable[[random.Random, list[int], int, int], GenerateRequest]
 
 
-def spoken(draw: random.Random, vocabulary: list[int], isl: int, osl: int) -> GenerateRequest:
-    """A prompt of random text tokens, its own each time."""
-    return GenerateRequest(prompt=tuple(draw.choices(vocabulary, k=isl)), max_tokens=osl, ignore_eos=True)
-
-
 def pictured(
     bench: Bench, grid: Grid, shapes: Sequence[Shape], cell: Callable[[Shape, Request], Cell]
 ) -> tuple[PictureCell, ...]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from quantlab.measure.power import Meter
-from quantlab.records import Percentiles, Power
+from quantlab.records import Number, Percentiles, Power
 
 SLOWER = 1.1
 """A first run slower than the median of the others by this factor was warm-up."""
@@ -58,8 +59,7 @@ class Counted:
     @property
     def variation(self) -> float | None:
         """Coefficient of variation of the total time; None for a single run."""
-        totals = [run.total for run in self.runs]
-        return statistics.stdev(totals) / statistics.mean(totals) if len(totals) > 1 else None
+        return variation([run.total for run in self.runs])
 
 
 def counted(run: Callable[[], Timed], repeats: int, tokens: int, gpus: int) -> Counted:
@@ -84,6 +84,24 @@ def counted(run: Callable[[], Timed], repeats: int, tokens: int, gpus: int) -> C
 
 def _was_warmup(runs: Sequence[Timed]) -> bool:
     return runs[0].total > SLOWER * statistics.median(run.total for run in runs[1:])
+
+
+def variation(values: Sequence[float]) -> float | None:
+    """Coefficient of variation; None for a single value."""
+    return statistics.stdev(values) / statistics.mean(values) if len(values) > 1 else None
+
+
+def median(values: Sequence[float], unit: str, numerics: str, better: Literal["higher", "lower"] = "higher") -> Number:
+    """The median of the repeats with the least and the most. `numerics`: of the artifact that was timed."""
+    return Number(
+        value=statistics.median(values),
+        unit=unit,
+        n=len(values),
+        low=min(values),
+        high=max(values),
+        better=better,
+        provenance="measured" if numerics == "native" else "emulated",
+    )
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:

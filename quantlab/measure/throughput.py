@@ -22,22 +22,29 @@ weights in a 16-bit checkpoint are not timed at all: their speed is that of 16 b
 from __future__ import annotations
 
 import random
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
-from typing import Literal
 
 from quantlab.engines import GenerateRequest
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured
-from quantlab.measure.doubts import NO_MEMORY, Failed, falls_apart, generate, ordinary_tokens, require_possible
+from quantlab.measure.doubts import (
+    NO_MEMORY,
+    Failed,
+    falls_apart,
+    generate,
+    ordinary_tokens,
+    require_possible,
+    spoken,
+)
 from quantlab.measure.inflight import knees, load_cells
 from quantlab.measure.memory import bytes_per_step, peak_bytes, reset_peak
-from quantlab.measure.pictured import Request, pictured, spoken
+from quantlab.measure.pictured import Request, pictured
 from quantlab.measure.roofline import prefill_seconds
-from quantlab.measure.steady import Counted, Timed, counted, percentiles
-from quantlab.records import Cell, Grid, Number, Throughput
+from quantlab.measure.steady import Counted, Timed, counted, median, percentiles
+from quantlab.records import Cell, Grid, Throughput
 
 
 def throughput(bench: Bench) -> Measured:
@@ -130,19 +137,7 @@ def _run(bench: Bench, ask: Callable[[], GenerateRequest], osl: int, batch: int)
 
 def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Cell:
     native = bench.spec.artifact.numerics == "native"
-    provenance: Literal["measured", "emulated"] = "measured" if native else "emulated"
-
-    def number(values: list[float], unit: str, better: Literal["higher", "lower"] = "higher") -> Number:
-        return Number(
-            value=statistics.median(values),
-            unit=unit,
-            n=len(values),
-            low=min(values),
-            high=max(values),
-            better=better,
-            provenance=provenance,
-        )
-
+    number = partial(median, numerics=bench.spec.artifact.numerics)
     runs, steps = found.runs, osl - 1
     tpot = [(run.total - run.ttft) / steps for run in runs] if steps else []
     each = (
@@ -157,8 +152,8 @@ def _summary(bench: Bench, isl: int, osl: int, batch: int, found: Counted) -> Ce
         isl=isl,
         osl=osl,
         batch=batch,
-        ttft_seconds=number([run.ttft for run in runs], "seconds", "lower"),
-        tpot_seconds=number(tpot, "seconds", "lower") if tpot else None,
+        ttft_seconds=number([run.ttft for run in runs], "seconds", better="lower"),
+        tpot_seconds=number(tpot, "seconds", better="lower") if tpot else None,
         prefill_tokens_per_second=number([batch * isl / run.ttft for run in runs], "tokens/s"),
         decode_tokens_per_second=number([batch / one for one in tpot], "tokens/s") if tpot else None,
         tokens_per_second=number([batch * osl / run.total for run in runs], "tokens/s"),

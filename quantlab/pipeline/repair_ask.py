@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from quantlab import catalog, kept
-from quantlab.errors import KINDS, BadInput, Broken, QuantlabError, Refused
+from quantlab.errors import BadInput, Broken, Refused
 from quantlab.pipeline.ask import Ask, Resolved
 from quantlab.pipeline.walk import Walk
 from quantlab.records import FORMATS, Recipe
@@ -103,11 +103,8 @@ def donor_recipe(word: str, base: Recipe) -> Recipe:
 
 def require(walk: Walk) -> None:
     """Raise what ended a walk without which there is no repair."""
-    if walk.failure is not None:
-        kind = KINDS.get(walk.failure.kind, QuantlabError)
-        raise kind(walk.failure.problem, place=walk.failure.place or walk.name, cure=walk.failure.cure)
-    bad = [check.finding for check in walk.verification.checks if not check.passed] if walk.verification else []
-    if bad:
+    walk.require_done()
+    if walk.doubts:
         raise Broken(
-            " ".join(bad), place=f"recipe {walk.name}", cure="A recipe must pass verify before it is repaired."
+            " ".join(walk.doubts), place=f"recipe {walk.name}", cure="A recipe must pass verify before it is repaired."
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantlab import catalog, child, fetch
 from quantlab import host as machine
 from quantlab.catalog import Found
-from quantlab.errors import KINDS, BadInput, Broken, QuantlabError
+from quantlab.errors import BadInput, Broken
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, Resolved, resolve
 from quantlab.pipeline.assemble import assemble
@@ -144,16 +143,9 @@ def _calibration_set(found: Found, recipe: Recipe) -> CalibrationSet | None:
 def require_baseline(walk: Walk) -> None:
     """Raise what keeps the baseline from being one: everything else is compared with it."""
     why = "The baseline is what everything is compared with, so the run ends here."
-    if walk.failure is not None:
-        raise _as_error(walk, why)
-    bad = [check.finding for check in walk.verification.checks if not check.passed] if walk.verification else []
+    walk.require_done(f"baseline {walk.name}", why)
+    bad = walk.doubts
     if walk.canary is not None and not walk.canary.passed:
         bad.append(f"it is no language model: {walk.canary.reason}")
     if bad:
         raise Broken(" ".join(bad), place=f"baseline {walk.name}", cure=f"Check the model's files. {why}")
-
-
-def _as_error(walk: Walk, why: str) -> QuantlabError:
-    failure: Any = walk.failure
-    kind = KINDS.get(failure.kind, QuantlabError)
-    return kind(failure.problem, place=failure.place or f"baseline {walk.name}", cure=f"{failure.cure} {why}".strip())

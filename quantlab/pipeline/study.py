@@ -16,7 +16,7 @@ import msgspec
 from quantlab import catalog
 from quantlab import host as machine
 from quantlab.catalog import Found
-from quantlab.errors import KINDS, BadInput, QuantlabError, Refused
+from quantlab.errors import BadInput, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, resolve
 from quantlab.pipeline.run import plans_of, require_baseline, weights_of
@@ -82,7 +82,7 @@ def study(wanted: StudyAsk, ledger: Ledger, watcher: Watcher | None = None) -> S
     walks: dict[Cell, list[Walk]] = {}
     for cell, _, (named, changed) in todo:
         walk = walker.walk(named, changed, plans[named.name])
-        _require(walk)
+        walk.require_done()
         walks.setdefault(cell, []).append(walk)
     return _concluded(wanted, resolved.model.word, found.name, resolved.suite_record.fidelity.windows, walks)
 
@@ -121,12 +121,6 @@ def _estimate(plans: Sequence[Plan], watch: Watcher) -> None:
         )
     else:
         watch.say(f"{len(plans)} calibrations and as many fidelities; what the ledger holds is not repeated.")
-
-
-def _require(walk: Walk) -> None:
-    if walk.failure is not None:
-        kind = KINDS.get(walk.failure.kind, QuantlabError)
-        raise kind(walk.failure.problem, place=walk.failure.place or walk.name, cure=walk.failure.cure)
 
 
 def _concluded(wanted: StudyAsk, model: str, recipe: str, windows: int, walks: dict[Cell, list[Walk]]) -> Study:

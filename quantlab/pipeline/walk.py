@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from quantlab.errors import KINDS, QuantlabError
 from quantlab.records import (
     Accuracy,
     Artifact,
@@ -50,3 +51,15 @@ class Walk:
     """Of an early run, as the last look left it."""
     compared: tuple[dict[str, Table], dict[str, Table]] | None = None
     """Of an early run: the items of baseline and candidate that were compared."""
+
+    def require_done(self, place: str = "", why: str = "") -> None:
+        """Raise what ended it, as an error of its kind. `place` stands where the failure names none; `why` is added."""
+        if self.failure is not None:
+            kind = KINDS.get(self.failure.kind, QuantlabError)
+            cure = f"{self.failure.cure} {why}".strip()
+            raise kind(self.failure.problem, place=self.failure.place or place or self.name, cure=cure)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Findings of the checks that verify did not pass."""
+        return [check.finding for check in self.verification.checks if not check.passed] if self.verification else []
