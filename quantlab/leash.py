@@ -56,13 +56,19 @@ def main(command: Sequence[str]) -> int:
         print(f"{command[0]} cannot be started: {error.strerror}.", file=sys.stderr)
         return 127
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # our own, in _end; not handed down to the program
-    threading.Thread(target=_watch, args=(process,), daemon=True).start()
-    return process.wait()
+    ending = threading.Event()
+    watch = threading.Thread(target=_watch, args=(process, ending), daemon=True)
+    watch.start()
+    code = process.wait()
+    if ending.is_set():
+        watch.join()  # the program listened to SIGTERM; what it started may not have, and SIGKILL is still to come
+    return code
 
 
-def _watch(process: subprocess.Popen[bytes]) -> None:
+def _watch(process: subprocess.Popen[bytes], ending: threading.Event) -> None:
     while os.read(0, 1):
         pass
+    ending.set()
     os.killpg(os.getpgrp(), signal.SIGTERM)
     ends = time.monotonic() + GRACE_SECONDS
     while process.poll() is None and time.monotonic() < ends:

@@ -17,8 +17,9 @@ from quantlab import leash
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY = """
 import os, pathlib, signal, subprocess, sys, time
-deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
-child = subprocess.Popen([sys.executable, "-c", deaf])
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
+child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+child.stdout.readline()  # from here on it is deaf
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 part = pathlib.Path(sys.argv[1] + ".part")
@@ -56,11 +57,12 @@ def test_stop_ends_the_program_and_what_it_started(tmp_path: Path, way: str) -> 
     _until(lambda: all(_gone(int(pid)) for pid in said.read_text().split()), seconds=5)
 
 
-def test_a_kill_of_the_one_who_holds_the_leash_ends_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["listens", "deaf"])
+def test_a_kill_of_the_one_who_holds_the_leash_ends_all(tmp_path: Path, way: str) -> None:
     said = tmp_path / "pids"
     code = (
         "import os, sys, time\nfrom quantlab import leash\n"
-        f"words = [sys.executable, '-c', {FAMILY!r}, {str(said)!r}]\n"
+        f"words = [sys.executable, '-c', {FAMILY!r}, {str(said)!r}, {way!r}]\n"
         f"leash.start(words, os.environ, open({str(tmp_path / 'log')!r}, 'wb'))\n"
         "time.sleep(300)"
     )
