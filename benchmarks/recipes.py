@@ -93,6 +93,7 @@ def row(recipe: str, pair: tuple[Run, Candidate] | None) -> dict[str, Any]:
         "verdict": each.verdict.status,
         "calibrate_seconds": made.calibrate_seconds if made else None,
         "seconds": made.seconds if made else None,
+        "cpu_seconds": (made.cpu_seconds or None) if made else None,
         "peak_bytes": made.peak_bytes if made else None,
         "verified": each.verification.passed if each.verification else None,
         "failure": each.failure.problem if each.failure else "",

@@ -85,6 +85,7 @@ def _calibrated(result: Calibrated) -> dict[str, Any]:
         "source_bytes": checkpoint.source_bytes,
         "samples": result.samples,
         "calibrate_seconds": result.calibrate_seconds,
+        "cpu_seconds": result.cpu_seconds,
         "peak_bytes": result.peak_bytes,
         "device": result.device,
     }

@@ -68,6 +68,7 @@ def test_the_record_says_what_was_shared_and_with_whom(tiny_model: Path, tmp_pat
     assert [note for note in made["w4a8_awq"].notes if note.startswith("activations and AWQ's search shared with")]
     assert made["int8_sq"].peak_bytes > 0
     assert made["int8_sq"].seconds > 0
+    assert made["int8_sq"].cpu_seconds > 0
     assert {event.recipe for event in events} == {"fp8", "int8_sq", "int4_awq", "w4a8_awq"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,20 @@ PARTS = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_s
 """Tensors of a quantized layer that replace its 16-bit weight."""
 
 
-def baseline(spec: CalibrateJob, seconds: float) -> Calibrated:
+class Clock:
+    """Wall time, and the CPU time of all threads: what a step cost however busy the machine was."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.monotonic(), time.process_time()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.wall
+
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self.cpu
+
+
+def baseline(spec: CalibrateJob, clock: Clock) -> Calibrated:
     """Nothing is quantized: the checkpoint is the weights' own folder."""
     count = sum(torch.Size(shape).numel() for shape in folders.shapes(spec.weights.path).values())
     checkpoint = Checkpoint(
@@ -39,26 +53,28 @@ def baseline(spec: CalibrateJob, seconds: float) -> Calibrated:
         source_bytes=spec.weights.bytes,
         bits_per_weight=round(8 * spec.weights.bytes / count, 2),
     )
-    return Calibrated(checkpoint=checkpoint, seconds=round(seconds, 3), peak_bytes=peak_bytes())
+    return Calibrated(checkpoint=checkpoint, seconds=round(clock.seconds(), 3), peak_bytes=peak_bytes())
 
 
 def calibrated(
     made: Checkpoint,
     layers: Sequence[str],
     data: Samples | Pictures | None,
-    seconds: tuple[float, float],
+    clock: Clock,
+    calibrate_seconds: float,
     device: str,
     notes: Sequence[str],
 ) -> Calibrated:
-    """The record of an export that lies beside its probe. `seconds`: of the whole, and of ModelOpt's own step."""
+    """The record of an export that lies beside its probe. `calibrate_seconds`: of ModelOpt's own step."""
     return Calibrated(
         checkpoint=made,
         layers=tuple(layers),
         calibration_digest=data.digest if data else None,
         samples=data.count if data else 0,
         tokens=data.tokens if data else 0,
-        seconds=round(seconds[0], 3),
-        calibrate_seconds=round(seconds[1], 3),
+        seconds=round(clock.seconds(), 3),
+        cpu_seconds=round(clock.cpu_seconds(), 3),
+        calibrate_seconds=round(calibrate_seconds, 3),
         peak_bytes=peak_bytes(),
         peak_gpu_bytes=peak_gpu_bytes(),
         device=device,

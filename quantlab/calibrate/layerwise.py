@@ -82,7 +82,7 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     Raises:
         Refused: an architecture, export or recipe that needs the whole model.
     """
-    started = time.monotonic()
+    clock = accounting.Clock()
     if spec.recipe.keep:
         cure = "Take a machine that holds the whole model."
         raise Refused("layers in two formats are not calibrated block by block.", place=spec.recipe_name, cure=cure)
@@ -99,8 +99,8 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     shutil.rmtree(walked.folder)
     reporter.progress("calibrate", 1, 1, "")
     resumed = [f"taken up at block {walked.resumed_at} after a kill"] if walked.resumed_at else []
-    seconds, name = (time.monotonic() - started, walked.seconds), accounting.device_name(device)
-    return accounting.calibrated(made, layers, data, seconds, name, (*walked.notes, NOTE, *resumed, *notes))
+    said, name = (*walked.notes, NOTE, *resumed, *notes), accounting.device_name(device)
+    return accounting.calibrated(made, layers, data, clock, walked.seconds, name, said)
 
 
 def _require(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks) -> None:

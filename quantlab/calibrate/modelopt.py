@@ -102,10 +102,10 @@ def run(
         Refused: ModelOpt cannot quantize or export this architecture, or a group size does not divide a layer.
         Broken: weights that are not finite, or a quantizer that saw no data.
     """
-    started, common = time.monotonic(), common or Common()
+    clock, common = accounting.Clock(), common or Common()
     common.check(spec.weights.path, reporter)
     if spec.recipe.preset is None:
-        return accounting.baseline(spec, time.monotonic() - started)
+        return accounting.baseline(spec, clock)
     config = presets.configuration(spec.recipe, spec.group_size, _presets())
     if spec.threads:
         torch.set_num_threads(spec.threads)
@@ -115,8 +115,8 @@ def run(
     with folders.written_whole(Path(spec.into)) as folder:
         _write(spec, live, folder, reporter)
         made = accounting.checkpoint(spec, folder, live.layers)
-    seconds = (time.monotonic() - started, live.seconds)
-    return accounting.calibrated(made, live.layers, live.data, seconds, live.device, (*live.notes, *notes))
+    said = (*live.notes, *notes)
+    return accounting.calibrated(made, live.layers, live.data, clock, live.seconds, live.device, said)
 
 
 def _presets() -> dict[str, Any]:

@@ -73,6 +73,8 @@ class Calibrated(Result, frozen=True, kw_only=True):
     """Tokens fed."""
     seconds: float = 0.0
     """Wall time of loading, calibrating and exporting."""
+    cpu_seconds: float = 0.0
+    """CPU time of the same, over all threads; does not depend on what else the machine does. 0: not counted."""
     calibrate_seconds: float = 0.0
     """Wall time of the calibration alone."""
     peak_bytes: int = 0
