@@ -10,7 +10,7 @@ import pytest
 from quantlab import pipeline
 from quantlab.errors import BadInput, Refused
 from quantlab.ledgers import Ledger
-from quantlab.pipeline.study import StudyAsk, study
+from quantlab.pipeline.study import StudyAsk, estimate, study
 from tests.test_pipeline import Seen
 from tests.test_pipeline_repair import SUITE
 
@@ -42,6 +42,9 @@ def ask(place: Path, recipe: str = "few.yaml", **changes: object) -> StudyAsk:
 
 def test_a_grid_is_measured_once_and_judged_against_its_noise(place: Path) -> None:
     ledger, seen = Ledger(place / "runs"), Seen()
+    said = estimate(ask(place), ledger)
+    assert said.startswith("4 calibrations: about ")
+    assert not ledger.entries()
     found = study(ask(place), ledger, seen)
     assert [(cell.samples, len(cell.kl)) for cell in sorted(found.cells, key=lambda cell: cell.samples)] == [
         (1, 2),
@@ -53,7 +56,7 @@ def test_a_grid_is_measured_once_and_judged_against_its_noise(place: Path) -> No
     assert [axis.axis for axis in found.axes] == ["samples"]
     assert found.axes[0].p_value == pytest.approx(found.p_value)
     assert found.noise > 0
-    assert any("calibrations: about" in text for text in seen.said)
+    assert said in seen.said
     again = Seen()
     wider = study(ask(place, seeds=3), ledger, again)
     fresh = [stage for _, stage, cached in again.stages if not cached]

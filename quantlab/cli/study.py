@@ -36,6 +36,7 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: all cores.")
 @click.option("--ledger", help="Run folder; default $QUANTLAB_LEDGER or ./runs.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
+@click.option("--dry-run", is_flag=True, help="Say what it will take; run nothing.")
 def calibration(**words: Any) -> None:
     """KL on held-out text over set x samples x length, each repeated with other seeds: is a difference more than noise?
 
@@ -46,12 +47,20 @@ def calibration(**words: Any) -> None:
     from quantlab import pipeline
     from quantlab.cli.progress import watching
     from quantlab.ledgers import Ledger
-    from quantlab.pipeline.study import StudyAsk, study
+    from quantlab.pipeline.study import StudyAsk, estimate, study
     from quantlab.records import EngineConfig
 
-    as_json, ledger, recipe = words.pop("as_json"), Ledger(words.pop("ledger")), words.pop("recipe")
+    as_json, dry, ledger, recipe = (
+        words.pop("as_json"),
+        words.pop("dry_run"),
+        Ledger(words.pop("ledger")),
+        words.pop("recipe"),
+    )
     own = {name: words.pop(name) for name in ("sets", "samples", "lengths", "seeds")}
     ask = pipeline.Ask(recipes=(recipe,), config=EngineConfig(device=words.pop("device")), **words)
+    if dry:
+        click.echo(estimate(StudyAsk(ask=ask, **own), ledger))
+        return
     with watching(quiet=as_json) as watch:
         found = study(StudyAsk(ask=ask, **own), ledger, watch)
     if as_json:

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 import msgspec
 
-from quantlab import catalog
+from quantlab import catalog, fetch
 from quantlab import host as machine
 from quantlab.catalog import Found
 from quantlab.errors import BadInput, Refused
 from quantlab.ledgers import Ledger
-from quantlab.pipeline.ask import Ask, resolve
+from quantlab.pipeline.ask import Ask, Resolved, resolve
 from quantlab.pipeline.run import plans_of, require_baseline, weights_of
 from quantlab.pipeline.stage import Silent, Watcher
 from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan
-from quantlab.records import Calibration, Number, Recipe
+from quantlab.records import Calibration, Host, Number, Recipe, Weights
 from quantlab.records.study import Study, StudyAxis, StudyCell
 
 Cell = tuple[str, int, int]
@@ -44,15 +44,33 @@ class StudyAsk:
     confidence: float = 0.95
 
 
-def study(wanted: StudyAsk, ledger: Ledger, watcher: Watcher | None = None) -> Study:
-    """Measure the grid and compare.
+@dataclass(frozen=True)
+class Planned:
+    """A study before it starts."""
+
+    resolved: Resolved
+    own: Calibration
+    """The recipe's calibration, whose values an empty axis takes."""
+    todo: tuple[tuple[Cell, Found, Recipe], ...]
+    """Every calibration: its cell, and the recipe under a name that says so."""
+
+    def said(self, plans: Sequence[Plan]) -> str:
+        """How long calibrating will take and how much it leaves, from the plan of each calibration."""
+        known = [plan.seconds for plan in plans]
+        took = sum(one or 0.0 for one in known)
+        about = f": about {took / 60:.0f} min on idle cores (an estimate)" if None not in known else ""
+        disk = sum(plan.disk_bytes or 0 for plan in plans)
+        left = f" They leave about {disk / 1e9:.1f} GB in the ledger." if disk else ""
+        return f"{len(plans)} calibrations{about}, and a fidelity each; what the ledger holds is not repeated.{left}"
+
+
+def planned(wanted: StudyAsk) -> Planned:
+    """The grid, resolved. Nothing is loaded and nothing is run.
 
     Raises:
         BadInput: an unknown word, one cell only, fewer than two seeds, a suite without held-out text.
-        Refused: a recipe that calibrates on nothing, or a cell that the plan refuses.
-        QuantlabError: a cell failed; what was finished is kept.
+        Refused: a recipe that calibrates on nothing.
     """
-    watch = watcher or Silent()
     resolved = resolve(dataclasses.replace(wanted.ask, stages=("calibrate", "fidelity")))
     found, recipe = resolved.recipes[-1]
     own = _own(recipe, found.name)
@@ -68,23 +86,51 @@ def study(wanted: StudyAsk, ledger: Ledger, watcher: Watcher | None = None) -> S
         raise BadInput("one cell, or one seed, leaves nothing to compare.", place="study calibration", cure=cure)
     for word in wanted.sets:
         catalog.calibration_set(word, found.path.parent)  # an unknown one is told now, not after the first cells
-    here = machine.describe()
+    todo = [(cell, *_with(found, recipe, own, cell, own.seed + seed)) for cell in cells for seed in range(wanted.seeds)]
+    return Planned(resolved=resolved, own=own, todo=tuple(todo))
+
+
+def estimate(wanted: StudyAsk, ledger: Ledger) -> str:
+    """What the study will take, in a sentence (`--dry-run`); raises what `study` would refuse before it starts.
+    Weights that are not here are not fetched."""
+    grid = planned(wanted)
+    weights = fetch.local(grid.resolved.model, grid.resolved.home)
+    return grid.said(list(_plans(grid, weights, machine.describe(), ledger).values())[1:])
+
+
+def study(wanted: StudyAsk, ledger: Ledger, watcher: Watcher | None = None) -> Study:
+    """Measure the grid and compare.
+
+    Raises:
+        BadInput, Refused: as `planned`; and a cell that the plan refuses.
+        QuantlabError: a cell failed; what was finished is kept.
+    """
+    watch, grid = watcher or Silent(), planned(wanted)
+    resolved, here = grid.resolved, machine.describe()
     weights = weights_of(resolved, ledger, watch)
+    plans = _plans(grid, weights, here, ledger)
+    watch.say(grid.said(list(plans.values())[1:]))
     walker = Walker(resolved, weights, here, ledger, watch)
-    todo = [
-        (cell, seed, _with(found, recipe, own, cell, own.seed + seed)) for cell in cells for seed in range(wanted.seeds)
-    ]
-    resolved_all = dataclasses.replace(resolved, recipes=(resolved.recipes[0], *(pair for _, _, pair in todo)))
-    plans = dict(plans_of(resolved_all, weights, here, ledger))
-    _estimate([plans[pair[0].name] for _, _, pair in todo], watch)
     baseline = walker.walk(*resolved.recipes[0], plans[resolved.recipes[0][0].name])
     require_baseline(baseline)
     walks: dict[Cell, list[Walk]] = {}
-    for cell, _, (named, changed) in todo:
+    for cell, named, changed in grid.todo:
         walk = walker.walk(named, changed, plans[named.name])
         walk.require_done()
         walks.setdefault(cell, []).append(walk)
-    return _concluded(wanted, resolved.model.word, found.name, resolved.suite_record.fidelity.windows, walks)
+    assert resolved.suite_record.fidelity is not None
+    windows = resolved.suite_record.fidelity.windows
+    return _concluded(wanted, resolved.model.word, resolved.recipes[-1][0].name, windows, walks)
+
+
+def _plans(grid: Planned, weights: Weights | None, here: Host, ledger: Ledger) -> dict[str, Plan]:
+    """Name -> plan: the baseline's, then every calibration's. Raises Refused where a plan does."""
+    recipes = (grid.resolved.recipes[0], *((named, recipe) for _, named, recipe in grid.todo))
+    plans = dict(plans_of(dataclasses.replace(grid.resolved, recipes=recipes), weights, here, ledger))
+    for plan in plans.values():
+        if plan.refusals:
+            raise Refused(" ".join(plan.refusals), place=plan.recipe)
+    return plans
 
 
 def _own(recipe: Recipe, name: str) -> Calibration:
@@ -105,22 +151,6 @@ def _with(found: Found, recipe: Recipe, own: Calibration, cell: Cell, seed: int)
 def _short(word: str) -> str:
     """A set's name without the place it lies in."""
     return word.replace("\\", "/").rpartition("/")[2]
-
-
-def _estimate(plans: Sequence[Plan], watch: Watcher) -> None:
-    """How long calibrating will take, before it starts, and whatever the plan refuses."""
-    for plan in plans:
-        if plan.refusals:
-            raise Refused(" ".join(plan.refusals), place=plan.recipe)
-    known = [plan.seconds for plan in plans]
-    if all(one is not None for one in known):
-        total = sum(one or 0.0 for one in known)
-        watch.say(
-            f"{len(plans)} calibrations: about {total / 60:.0f} min on idle cores (an estimate), and a fidelity each; "
-            "what the ledger holds is not repeated."
-        )
-    else:
-        watch.say(f"{len(plans)} calibrations and as many fidelities; what the ledger holds is not repeated.")
 
 
 def _concluded(wanted: StudyAsk, model: str, recipe: str, windows: int, walks: dict[Cell, list[Walk]]) -> Study:
