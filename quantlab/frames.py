@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantlab.errors import BadInput
 from quantlab.ledgers import Ledger
 from quantlab.records import Candidate, Number, Run, Throughput
+from quantlab.shares import mean_score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,14 +32,13 @@ def _candidate(one: Candidate) -> dict[str, Any]:
     suite = one.comparison.suite if one.comparison else None
     difference = suite.difference if suite else None
     checkpoint = one.calibrated.checkpoint if one.calibrated else None
-    scores = [task.score.value for task in one.accuracy.tasks] if one.accuracy else []
     fidelity, speed = one.fidelity, one.throughput
     valid = [cell for cell in speed.cells if cell.valid] if speed else []
     speeds = [cell.tokens_per_second.value for cell in valid if cell.tokens_per_second]
     return {
         "recipe": one.recipe_name,
         "verdict": one.verdict.status,
-        "score": sum(scores) / len(scores) if scores else None,
+        "score": mean_score(one.accuracy.tasks) if one.accuracy else None,
         "difference": difference.value if difference else None,
         "low": difference.low if difference else None,
         "high": difference.high if difference else None,

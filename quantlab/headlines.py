@@ -8,7 +8,6 @@ records, seconds, bytes, tokens per second. The full record is `ledger.result(en
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from statistics import fmean
 from typing import Any
 
 from quantlab.records import (
@@ -25,6 +24,7 @@ from quantlab.records import (
     Verification,
 )
 from quantlab.records.repair import Sensitivity
+from quantlab.shares import mean_score
 
 COLUMNS = ("model", "recipe", "stage", "status", "started", "seconds", "identity", "failure")
 """Columns of every row; a stage adds its own."""
@@ -104,10 +104,10 @@ def _fidelity(result: Fidelity) -> dict[str, Any]:
 
 
 def _accuracy(result: Accuracy) -> dict[str, Any]:
-    """`score` is the mean over tasks, each weighing the same, as the judge takes it; "score.<task>" one's. `part`: of
-    an early run's slice, its items in the random order."""
+    """`score` is the mean over tasks as the judge takes it; "score.<task>" one's. `part`: of an early run's slice, its
+    items in the random order."""
     scores = {f"score.{task.task}": task.score.value for task in result.tasks}
-    mean = fmean(scores.values()) if scores else None
+    mean = mean_score(result.tasks)
     part = "" if result.part is None else f"{result.part[0]}-{result.part[1]}"
     return {"suite": result.suite, "part": part, "score": mean, "items": sum(task.n for task in result.tasks), **scores}
 

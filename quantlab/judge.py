@@ -46,11 +46,12 @@ def compare(
     right: Mapping[str, Items],
     policy: Policy,
 ) -> Comparison:
-    """Baseline and candidate, task by task and as a suite (the mean over tasks, each task weighing the same).
+    """Baseline and candidate, task by task and as a suite (the mean over tasks, weighed as shares.py says).
 
     `left` and `right` hold the items by task name.
     """
     from quantlab.score.paired import paired, suite
+    from quantlab.shares import shares, words_of
 
     before = {score.task: score for score in baseline.tasks}
     rows: list[TaskComparison] = []
@@ -73,9 +74,10 @@ def compare(
         rows.append(_with_nats(_row(score.task, score.metric, found, policy), a, b, policy))
     refused = [row for row in rows if row.incomparable]
     if refused:
-        whole = _withheld_suite(rows, f"{refused[0].task}: {refused[0].incomparable}")
+        whole = _withheld_suite(baseline, candidate, rows, f"{refused[0].task}: {refused[0].incomparable}")
     else:
-        whole = _row("all", "mean of tasks", suite(usable, confidence=policy.confidence), policy, rows)
+        weights = shares(words_of(candidate.tasks))
+        whole = _row("all", "mean of tasks", suite(usable, weights, confidence=policy.confidence), policy, rows)
     return Comparison(suite=whole, tasks=tuple(rows))
 
 
@@ -161,10 +163,10 @@ def _by_difference(whole: TaskComparison, policy: Policy) -> Verdict:
             reason=f"{span}: the drop is surely above {policy.max_drop:g} points ({level}).",
             rung="accuracy",
         )
-    return _undecided(whole.difference, policy, span, level)
+    return _undecided(whole.difference, low, high, policy, span, level)
 
 
-def _undecided(difference: Number, policy: Policy, span: str, level: str) -> Verdict:
+def _undecided(difference: Number, low: float, high: float, policy: Policy, span: str, level: str) -> Verdict:
     from quantlab.score.paired import items_for_margin
 
     more = items_for_margin(
@@ -173,8 +175,9 @@ def _undecided(difference: Number, policy: Policy, span: str, level: str) -> Ver
         difference.n,
         margin=policy.max_drop / 100,
         confidence=policy.confidence,
+        half_width=(max(difference.value - low, high - difference.value)) / 100,
     )
-    then = f"about {more} more items would decide it" if more else "no number of items decides a tie at the margin"
+    then = f"about {more:,} more items would decide it" if more else "no number of items decides a tie at the margin"
     return Verdict(
         status="insufficient",
         reason=f"{span} holds {-policy.max_drop:g} points ({level}); {then}.",
@@ -259,15 +262,21 @@ def _withheld(base: TaskScore, score: TaskScore, why: str) -> TaskComparison:
     )
 
 
-def _withheld_suite(rows: Sequence[TaskComparison], why: str) -> TaskComparison:
-    def mean(values: Sequence[float]) -> Number:
-        return Number(value=sum(values) / len(values), unit="share", n=sum(row.n for row in rows))
+def _withheld_suite(
+    baseline: Accuracy, candidate: Accuracy, rows: Sequence[TaskComparison], why: str
+) -> TaskComparison:
+    from quantlab.shares import mean_score
+
+    n, asked = sum(row.n for row in rows), {row.task for row in rows}
+
+    def mean(accuracy: Accuracy) -> Number:
+        return Number(value=mean_score([one for one in accuracy.tasks if one.task in asked]) or 0.0, unit="share", n=n)
 
     return TaskComparison(
         task="all",
         metric="mean of tasks",
-        n=sum(row.n for row in rows),
-        baseline=mean([row.baseline.value for row in rows]),
-        candidate=mean([row.candidate.value for row in rows]),
+        n=n,
+        baseline=mean(baseline),
+        candidate=mean(candidate),
         incomparable=why,
     )

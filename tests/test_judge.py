@@ -81,7 +81,7 @@ def test_insufficient_says_how_many_more_items_would_decide() -> None:
     found = verdict_of(2000, 90, 40)
     assert found.items_needed is not None
     assert 500 < found.items_needed < 100_000
-    assert f"{found.items_needed} more items" in found.reason
+    assert f"{found.items_needed:,} more items" in found.reason
 
 
 def test_points_and_shares_are_not_mixed_up() -> None:

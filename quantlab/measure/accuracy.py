@@ -25,6 +25,7 @@ from quantlab.measure.seeing import SeeingLM, Shelf
 from quantlab.measure.tasks import LoadedTask, load
 from quantlab.records import Accuracy, Number, TaskScore, digest
 from quantlab.score.answers import right_nll
+from quantlab.score.draw import Draw
 from quantlab.score.paired import mean_with_error
 
 
@@ -43,7 +44,7 @@ def accuracy(bench: Bench) -> Measured:
     spec = bench.spec
     tasks_folder = Path(spec.tasks_folder) if spec.tasks_folder else None
     tasks = load(bench.suite, bench.beside_suite(""), tasks_folder, bench.folder)
-    chosen, sizes = _chosen(bench, tasks)
+    chosen, draw = _chosen(bench, tasks)
     asked = [one for one in tasks if chosen is None or one.name in chosen]
     total = sum(one.items for one in tasks) if chosen is None else sum(len(each) for each in chosen.values())
     scores: list[TaskScore] = []
@@ -67,7 +68,8 @@ def accuracy(bench: Bench) -> Measured:
         requests=lm.requests,
         controls=controls,
         part=None if spec.part is None else (spec.part[0], spec.part[0] + total),
-        sizes=sizes,
+        sizes=draw.sizes if draw else (),
+        words=draw.words if draw else (),
     )
     return record, {path.name: str(path.resolve())}
 
@@ -80,16 +82,16 @@ def _model(bench: Bench, journal: Journal) -> SessionLM:
     return SeeingLM(bench.session, bench.tokenizer, journal, budget, Shelf(bench.checkpoint))
 
 
-def _chosen(bench: Bench, tasks: Sequence[LoadedTask]) -> tuple[dict[str, Chosen] | None, tuple[tuple[str, int], ...]]:
-    """Documents by task where a part of the suite is asked for, and how many items each task has in full."""
+def _chosen(bench: Bench, tasks: Sequence[LoadedTask]) -> tuple[dict[str, Chosen] | None, Draw | None]:
+    """Documents by task where a part of the suite is asked for, and the order it is a part of."""
     part = bench.spec.part
     if part is None:
-        return None, ()
+        return None, None
     draw = draw_of(tasks, bench.spec.seed)
     found = {task: Chosen(numbers) for task, numbers in draw.documents(*part).items()}
     if not found:
         raise BadInput(f"the suite has {draw.total} items, none from the {part[0]}th on.", place="accuracy")
-    return found, draw.sizes
+    return found, draw
 
 
 def _run(lm: SessionLM, loaded: LoadedTask, chosen: Chosen | None = None) -> tuple[TaskScore, list[Item]]:

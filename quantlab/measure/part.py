@@ -32,7 +32,9 @@ class Chosen(list[int]):
 
 def draw_of(tasks: Sequence[LoadedTask], seed: int) -> Draw:
     """The random order of a suite's items."""
-    return Draw(tuple((one.name, one.items) for one in tasks), seed)
+    grouped = any(one.ask.task != one.name for one in tasks)
+    words = tuple(one.ask.task for one in tasks) if grouped else ()
+    return Draw(tuple((one.name, one.items) for one in tasks), seed, words)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from quantlab.records import Accuracy, Candidate, Cell, Comparison, Suite, TaskScore, Throughput
+from quantlab.shares import mean_score
 
 
 def notes(suite: Suite, candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -61,7 +62,7 @@ def _rate(cell: Cell) -> str:
 
 
 def _mean(scores: Sequence[TaskScore]) -> float:
-    return sum(one.score.value for one in scores) / len(scores)
+    return mean_score(scores) or 0.0
 
 
 def _costs(name: str, comparison: Comparison) -> Iterator[str]:

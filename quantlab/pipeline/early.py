@@ -20,6 +20,7 @@ from quantlab.pipeline.slices import Known
 from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.records import Comparison, Look
+from quantlab.shares import words_of
 
 if TYPE_CHECKING:
     from quantlab.score.draw import Draw
@@ -45,7 +46,10 @@ def _race(walker: Walker, baseline: Walk, candidates: list[Walk]) -> Race:
 
     first = baseline.parts[0]
     sizes = first.sizes or tuple((score.task, score.n) for score in first.tasks)
-    policy, draw = walker.resolved.policy, Draw(sizes, walker.resolved.ask.seed)
+    words = first.words
+    if not first.sizes and any(score.group for score in first.tasks):
+        words = tuple(words_of(first.tasks))
+    policy, draw = walker.resolved.policy, Draw(sizes, walker.resolved.ask.seed, words)
     return Race(
         walker=walker,
         baseline=baseline,

@@ -75,6 +75,7 @@ class Known:
             requests=sum(part.requests for part in self.parts),
             part=(0, sum(len(each.columns["id"]) for each in tables.values())),
             sizes=self._draw.sizes,
+            words=self._draw.words,
         )
 
     def _score(self, task: str, table: Table) -> TaskScore:
@@ -102,7 +103,8 @@ class Known:
         read = [pq.read_table(self._ledger.path(part.items)) for part in self.parts]
         places = [self._draw.places(*(part.part or (0, self._draw.total))) for part in self.parts]
         for part, table, its in zip(self.parts, read, places, strict=True):
-            if table.num_rows != len(its) or (part.sizes and part.sizes != self._draw.sizes):
+            same = not part.sizes or (part.sizes, part.words) == (self._draw.sizes, self._draw.words)
+            if table.num_rows != len(its) or not same:
                 raise LedgerProblem(
                     f"it holds {table.num_rows} items, its slice of the suite {len(its)}.",
                     place=part.items,

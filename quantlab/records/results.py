@@ -245,6 +245,8 @@ class Accuracy(Result, frozen=True, kw_only=True):
     """From which to before which item, in the random order of the seed; None: the whole suite."""
     sizes: tuple[tuple[str, int], ...] = ()
     """For a part: (task, number of its items in the whole suite), in the suite's order."""
+    words: tuple[str, ...] = ()
+    """For a part of a suite with groups: the suite's word for each task of `sizes`."""
     more: tuple[str, ...] = ()
     """For parts put together: the Parquet files after `items`."""
     notes: tuple[str, ...] = ()

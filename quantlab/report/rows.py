@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantlab.records import Candidate, Cell, Number, Run, TaskComparison
+from quantlab.shares import mean_score, shares, words_of
 
 MARKS = {"native": "", "emulated": "†", "simulated": "‡"}
 """Sign beside a number that is not the format's own, for faces without colour or shape."""
@@ -123,15 +124,15 @@ def suite_score(run: Run) -> Number | None:
 
 
 def own(candidate: Candidate) -> Number | None:
-    """Mean of the tasks' scores with the error of that mean: each task weighs the same, tasks are independent."""
-    if candidate.accuracy is None or not candidate.accuracy.tasks:
+    """Mean of the tasks' scores with the error of that mean: tasks are independent."""
+    tasks = candidate.accuracy.tasks if candidate.accuracy else ()
+    mean = mean_score(tasks)
+    if mean is None:
         return None
-    scores = [task.score for task in candidate.accuracy.tasks]
-    errors = [score.standard_error for score in scores if score.standard_error is not None]
-    count = len(scores)
-    error = sum(each**2 for each in errors) ** 0.5 / count if len(errors) == count else None
-    total = sum(task.n for task in candidate.accuracy.tasks)
-    return Number(value=sum(s.value for s in scores) / count, unit="share", n=total, standard_error=error)
+    errors = [task.score.standard_error for task in tasks]
+    parts = [w * each for w, each in zip(shares(words_of(tasks)), errors, strict=True) if each is not None]
+    error = sum(part**2 for part in parts) ** 0.5 if len(parts) == len(tasks) else None
+    return Number(value=mean, unit="share", n=sum(task.n for task in tasks), standard_error=error)
 
 
 def ends(run: Run) -> tuple[Cell, Cell] | None:

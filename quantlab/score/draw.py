@@ -4,8 +4,9 @@ An early run scores slices of that order. The child that measures knows the task
 knows only how many there are; both work out the same order from the tasks' sizes and the seed, so nothing but two
 numbers (begin, end) names a slice, and a slice is the same on every machine.
 
-A suite's score is the mean over its tasks, each task weighing the same. So an item weighs 1 / (size of its task), and
-is drawn next with a chance in that proportion: small tasks are met sooner, and the mass left shrinks evenly.
+A suite's score is the mean over its tasks, weighed as shares.py says. So an item weighs (share of its task) / (size of
+its task), and is drawn next with a chance in that proportion: small tasks are met sooner, and the mass left shrinks
+evenly.
 
 Places count through the suite: first the items of the first task, in the task's own order, then those of the second.
 """
@@ -20,6 +21,7 @@ import numpy as np
 
 from quantlab.score.betting import Floats
 from quantlab.score.sequential import Ints, NonInferiority, order
+from quantlab.shares import shares
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,14 @@ class Draw:
     sizes: tuple[tuple[str, int], ...]
     """(task, number of its items), in the suite's order."""
     seed: int
+    words: tuple[str, ...] = ()
+    """The suite's word for each task, where some are tasks of a group; () where each is named itself."""
 
     def __post_init__(self) -> None:
         if not self.sizes or min(size for _, size in self.sizes) < 1:
             raise ValueError(f"every task of a drawn suite needs items: {self.sizes}")
+        if self.words and len(self.words) != len(self.sizes):
+            raise ValueError(f"{len(self.sizes)} tasks but {len(self.words)} words of the suite for them")
 
     @property
     def total(self) -> int:
@@ -41,8 +47,11 @@ class Draw:
 
     @cached_property
     def weights(self) -> Floats:
-        """[total] weight of each item in the mean over tasks."""
-        return np.concatenate([np.full(size, 1 / size) for _, size in self.sizes])
+        """[total] weight of each item in the mean over tasks: 1 / size where no task is one of a group."""
+        words = self.words or tuple(task for task, _ in self.sizes)
+        even = len(set(words)) == len(words)  # then the same bits as ever, and so the same order
+        parts = [1.0] * len(words) if even else shares(words)
+        return np.concatenate([np.full(size, part / size) for part, (_, size) in zip(parts, self.sizes, strict=True)])
 
     @cached_property
     def arrival(self) -> Ints:

@@ -7,7 +7,10 @@ sigma paired.
 
 The trap of few flips: with none seen, mean and standard error say "0 +- 0", a certainty nobody has. With
 fewer than SPARSE flipped items the half-width is at least what the exact binomial allows (the "rule of
-three").
+three"). In a suite that holds of each task: 20 items without a flip leave 17 % possible, and where they are half
+of a suite's score, that is 8 points, however many items the other task has. Of several such tasks the one with
+most weight an item counts, not their sum: damage that was not seen is largest if all of it lies there (the bound
+of a weighted sum of Poisson counts; Fay & Feuer 1997).
 
 Units: scores are fractions in [0, 1], so are differences: 0.01 is one point. scipy.special, not scipy.stats:
 the latter takes longer to import than all of this takes to run.
@@ -16,13 +19,13 @@ the latter takes longer to import than all of this takes to run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import bdtr, ndtri, stdtrit
+from scipy.special import ndtri, stdtrit
 
 from quantlab.score.moments import (
     Floats,
@@ -36,11 +39,26 @@ from quantlab.score.moments import (
     row,
 )
 
-__all__ = ["Paired", "items_for_margin", "items_needed", "mean_with_error", "one_sided", "paired", "suite"]
+__all__ = ["Paired", "Part", "items_for_margin", "mean_with_error", "paired", "suite"]
 
 Task = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike | None]
 POWER = 0.8
 SPARSE = 4  # below so many flips the normal interval is narrower than the exact one
+TIE = 1e-9  # rounding alone puts a difference that equals the margin this far from it
+
+
+@dataclass(frozen=True)
+class Part:
+    """A task's part in a difference."""
+
+    weight: float
+    items: int
+    flips: int
+    variance: float  # of its own mean difference; 0 where it is not known
+
+    def least(self, level: float) -> float:
+        """What no flip at all leaves possible for the whole difference, at a one-sided level."""
+        return -self.weight * math.expm1(math.log1p(-level) / self.items)
 
 
 @dataclass(frozen=True)
@@ -64,9 +82,9 @@ class Paired:
     recovery: float | None  # candidate / baseline; None where the baseline scores 0
     recovery_low: float | None  # Fieller's interval; None where the baseline's score is not separated from 0
     recovery_high: float | None
-    mcnemar_p: float | None  # two-sided, exact; None with clusters or with scores other than 0 and 1
     minimal_detectable_drop: float | None  # found with power 0.8 by a one-sided test at alpha = 1 - confidence
     churn: int | None  # items with a different answer, equally wrong; None without answers
+    parts: tuple[Part, ...]  # the tasks; one where there is no suite
 
     @property
     def flips(self) -> int:
@@ -90,21 +108,25 @@ def paired(
     """
     base, cand, codes = _task(baseline, candidate, clusters)
     churn = _churn(base, cand, baseline_answers, candidate_answers)
-    return _result(moments(base, cand, codes), base, cand, confidence, churn, exact=True)
+    found = moments(base, cand, codes)
+    part = Part(1.0, found.items, _flips(base, cand), found.variance or 0.0)
+    return _result(found, (part,), base, cand, confidence, churn)
 
 
 def suite(
-    tasks: Mapping[str, Task], weighting: Literal["items", "tasks"] = "tasks", *, confidence: float = 0.95
+    tasks: Mapping[str, Task],
+    weighting: Literal["items", "tasks"] | Sequence[float] = "tasks",
+    *,
+    confidence: float = 0.95,
 ) -> Paired:
-    """Pool {task: (baseline [n], candidate [n], clusters [n] or None)}: mean over tasks (macro) or items
-    (micro).
+    """Pool {task: (baseline [n], candidate [n], clusters [n] or None)}: mean over tasks (macro), over items
+    (micro), or with a weight for each task, which sum to 1.
 
     Tasks are a fixed choice, not a sample of tasks: the variance is the sum of weight^2 * variance within
-    tasks. McNemar's p pools the discordant pairs of all tasks (Kuebler et al. 2026, arXiv 2602.10144) and
-    belongs to "items" only. ValueError as in `paired`, naming the task.
+    tasks. ValueError as in `paired`, naming the task.
     """
-    if not tasks or weighting not in ("items", "tasks"):
-        raise ValueError(f'a suite needs tasks and a weighting "items" or "tasks", got {len(tasks)}, {weighting!r}')
+    if not tasks:
+        raise ValueError("a suite needs tasks, got none")
     checked = {}
     for name, task in tasks.items():
         try:
@@ -112,32 +134,30 @@ def suite(
         except ValueError as error:
             raise ValueError(f"task {name}: {error}") from error
     parts = [moments(*task) for task in checked.values()]
-    sizes = np.array([part.items for part in parts], dtype=np.float64)
-    weights = sizes / sizes.sum() if weighting == "items" else np.full(len(parts), 1 / len(parts))
+    weights = _weights(weighting, [part.items for part in parts])
     base, cand = (np.concatenate([task[side] for task in checked.values()]) for side in (0, 1))
-    return _result(pool(parts, weights), base, cand, confidence, None, exact=weighting == "items")
+    flips = [_flips(*task[:2]) for task in checked.values()]
+    shares = [
+        Part(float(w), part.items, flipped, part.variance or 0.0)
+        for w, part, flipped in zip(weights, parts, flips, strict=True)
+    ]
+    return _result(pool(parts, weights), shares, base, cand, confidence, None)
 
 
-def one_sided(result: Paired, confidence: float) -> tuple[float, float] | None:
-    """(low, high), each holding alone at `confidence`: non-inferior at a margin where low > -margin."""
-    half = _half_width(result.standard_error, result.degrees, _fraction(confidence), result.n, result.flips)
-    return None if half is None else _around(result.difference, half)
+def _weights(weighting: str | Sequence[float], sizes: Sequence[int]) -> Floats:
+    """[tasks] summing to 1."""
+    if weighting == "items":
+        return np.asarray(sizes) / sum(sizes)
+    if weighting == "tasks":
+        return np.full(len(sizes), 1 / len(sizes))
+    given = np.zeros(0) if isinstance(weighting, str) else np.asarray(weighting, dtype=np.float64)
+    if given.shape != (len(sizes),) or not (given > 0).all() or abs(given.sum() - 1) > 1e-9:
+        raise ValueError(f'weighting must be "items", "tasks" or {len(sizes)} shares of 1, got {weighting!r}')
+    return given
 
 
-def items_needed(result: Paired, margin: float, confidence: float, power: float = POWER) -> int | None:
-    """More items until non-inferiority at `margin` is decided one-sided, if the estimate and its spread stay.
-
-    0 when decided now; None when the estimate is at or beyond the margin (more items would confirm a
-    regression) or when there is no standard error. `items_for_margin` has the formula.
-    """
-    bounds = one_sided(result, confidence)
-    if bounds is None or result.standard_error is None or result.difference + margin <= 0:
-        return None
-    if bounds[0] > -margin:
-        return 0
-    distance, two_sided = result.difference, 2 * confidence - 1
-    more = items_for_margin(distance, result.standard_error, result.n, margin=margin, confidence=two_sided, power=power)
-    return max(more or 0, 1)
+def _flips(base: Floats, cand: Floats) -> int:
+    return int((base != cand).sum())
 
 
 def items_for_margin(
@@ -148,33 +168,45 @@ def items_for_margin(
     margin: float,
     confidence: float = 0.95,
     power: float = POWER,
+    half_width: float = 0.0,
 ) -> int | None:
     """More items until the two-sided interval at `confidence` lies on one side of -margin, with `power`.
 
     n_total = (z_(1 + confidence)/2 + z_power)^2 * n * standard_error^2 / (difference + margin)^2: the
     variance per item carries the clusters' design effect. Without any spread, the exact binomial bound sets
     the number. None at a tie, which no number of items decides; 0 when n is enough already.
+
+    half_width: of the present interval. Few flips or few clusters make it wider than the formula knows; then
+    it must at least shrink to the distance, as the root of n.
     """
     distance, tail = abs(difference + margin), (1 - _fraction(confidence)) / 2
-    if distance == 0:
+    if distance < TIE:
         return None
     quantiles = float(ndtri(1 - tail) + ndtri(_fraction(power)))
     total = n * (quantiles * standard_error / distance) ** 2
     if standard_error == 0:
         total = math.log(tail) / math.log1p(-min(distance, 0.999))
+    elif half_width > distance:
+        total = max(total, n * (half_width / distance) ** 2)
     return max(0, math.ceil(total - n))
 
 
-def _result(found: Moments, base: Floats, cand: Floats, confidence: float, churn: int | None, exact: bool) -> Paired:
+def _result(
+    found: Moments,
+    parts: Sequence[Part],
+    base: Floats,
+    cand: Floats,
+    confidence: float,
+    churn: int | None,
+) -> Paired:
     first, second = float(found.mean[0]), float(found.mean[1])
     regressed, improved = int((cand < base).sum()), int((cand > base).sum())
     error = None if found.variance is None else math.sqrt(found.variance)
     two_sided = (1 + _fraction(confidence)) / 2
-    half = _half_width(error, found.degrees, two_sided, found.items, regressed + improved)
-    drop = _half_width(error, found.degrees, confidence, found.items, regressed + improved)
+    half = _half_width(error, found.degrees, two_sided, parts)
+    drop = _half_width(error, found.degrees, confidence, parts)
     low, high = (None, None) if half is None else _around(second - first, half)
     ratio = _ratio(found, two_sided, half)
-    binary = bool(np.isin(base, (0, 1)).all() and np.isin(cand, (0, 1)).all())
     errors = [None, None] if found.covariance is None else np.sqrt(np.diag(found.covariance)).tolist()
     return Paired(
         n=found.items,
@@ -194,19 +226,24 @@ def _result(found: Moments, base: Floats, cand: Floats, confidence: float, churn
         recovery=second / first if first > 0 else None,
         recovery_low=ratio[0] if ratio else None,
         recovery_high=ratio[1] if ratio else None,
-        mcnemar_p=_mcnemar(regressed, improved) if exact and binary and found.clusters == found.items else None,
         minimal_detectable_drop=None if drop is None else min(1.0, drop + _power_width(error, found.degrees)),
         churn=churn,
+        parts=tuple(parts),
     )
 
 
-def _half_width(error: float | None, degrees: float, level: float, n: int, flips: int) -> float | None:
-    """t times error at a one-sided level; with few flips at least the exact bound, as if items were
-    independent."""
+def _half_width(error: float | None, degrees: float, level: float, parts: Sequence[Part]) -> float | None:
+    """t times error at a one-sided level; at least what it would be with the exact bound in place of the error of a
+    task with few flips, as if its items were independent."""
     if error is None:
         return None
-    half = error * float(stdtrit(degrees, level))
-    return max(half, -math.expm1(math.log1p(-level) / n)) if flips < SPARSE else half
+    quantile = float(stdtrit(degrees, level))
+    halves = [error * quantile]
+    for part in parts:
+        if part.flips < SPARSE:
+            others = max(0.0, error**2 - part.weight**2 * part.variance)
+            halves.append(math.hypot(part.least(level), quantile * math.sqrt(others)))
+    return max(halves)
 
 
 def _power_width(error: float | None, degrees: float) -> float:
@@ -227,11 +264,6 @@ def _ratio(found: Moments, level: float, half: float | None) -> tuple[float, flo
     if half > quantile * math.sqrt(found.variance or 0.0):
         return max(0.0, min(bounds[0], ratio - half / base)), max(bounds[1], ratio + half / base)
     return bounds
-
-
-def _mcnemar(regressed: int, improved: int) -> float:
-    """Exact two-sided p: are the discordant pairs tosses of a fair coin?"""
-    return min(1.0, 2 * float(bdtr(min(regressed, improved), regressed + improved, 0.5)))
 
 
 def _churn(base: Floats, cand: Floats, ours: npt.ArrayLike | None, theirs: npt.ArrayLike | None) -> int | None:
