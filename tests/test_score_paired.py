@@ -225,7 +225,7 @@ def test_suite_coverage_by_simulation() -> None:
 
 
 def test_a_small_task_without_flips_is_not_taken_for_undamaged() -> None:
-    """20 items weigh as much as 1,000: that none of them flipped leaves a damage possible that 1,000 cannot rule out."""
+    """20 items weigh as much as 1,000; that none of them flipped leaves a damage that 1,000 cannot rule out."""
     large = correlated(np.random.default_rng(3), 1000, 0.03, 0.01)
     found = suite({"large": (*large, None), "small": ([1.0] * 20, [1.0] * 20, None)})
     assert found.low is not None
