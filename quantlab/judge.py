@@ -148,7 +148,7 @@ def _by_difference(whole: TaskComparison, policy: Policy) -> Verdict:
     if low is None or high is None:
         return Verdict(status="insufficient", reason="one item per task gives no interval.")
     span = f"beyond this suite: {whole.difference.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    level = f"{policy.confidence:.0%} interval over {whole.n} paired items"
+    level = f"{policy.confidence:.0%} interval over {whole.n:,} paired items"
     if low > policy.max_gain:
         return Verdict(status="anomalous", reason=f"{span} is a gain too good to be true ({level}).")
     if low > -policy.max_drop:

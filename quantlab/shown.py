@@ -73,9 +73,9 @@ def planned(plan: Planned) -> str:
 
 def recommendation(found: Recommendation) -> str:
     """The answer, a row a precision with what its speed stands on, who wins at which batch, and what is not known."""
-    sure = (
-        [] if found.stability is None else [f"Drawn again from its errors, the choice stays in {found.stability:.0%}."]
-    )
+    from quantlab.decide.explain import how_stable
+
+    sure = [] if found.stability is None else [how_stable(found)]
     heads = ("recipe", "", "tokens/s [80 %]", "batch", "known by", "memory", "points lost", "$ / million", "why")
     return _block(
         _bold(found.sentence),

@@ -342,3 +342,12 @@ def test_the_face_shows_itself_escaped(empty: Path) -> None:
     assert found.choice == "fp8"
     assert "<table" in found._repr_html_()
     assert "<script" not in found._repr_html_()
+
+
+def test_a_choice_whose_accuracy_nobody_has_shown_is_not_called_certain() -> None:
+    """The draws know errors of speeds and of shown losses; of a loss that was never measured they know nothing."""
+    words = ["recommend", "--model", "3b", "--gpu", "h100", "--ledger", "benchmarks/results/gpu", "--unproven"]
+    unproven = CliRunner().invoke(cli, words)
+    assert unproven.exit_code == 0, unproven.output
+    line = next(one for one in unproven.output.splitlines() if one.startswith("Drawn again"))
+    assert "if the accuracy of fp8, which nobody has shown, holds" in line

@@ -74,7 +74,7 @@ def test_the_paired_interval_decides(n: int, regressed: int, improved: int, stat
     found = verdict_of(n, regressed, improved)
     assert found.status == status
     assert "points" in found.reason
-    assert str(n) in found.reason
+    assert f"{n:,} paired items" in found.reason
 
 
 def test_insufficient_says_how_many_more_items_would_decide() -> None:

@@ -16,7 +16,7 @@ from quantlab.cli import cli
 from quantlab.errors import BadInput
 from quantlab.preflight import GpuPlan, explain, preflight
 from quantlab.records import Recipe
-from quantlab.serving import checkpoint_bytes, kv_bytes
+from quantlab.serving import checkpoint_bytes, kv_bytes, layer_weights
 from quantlab.sizes import sizes
 
 LAYERS_90B = 100 * (8192 * 128 * (64 + 64 + 8 + 8) + 3 * 8192 * 28672)
@@ -130,6 +130,17 @@ def test_weights_are_those_that_plans_counts() -> None:
         host = support.host_with(catalog.target("h100"))
         theirs = plan(model, None, word, record, host, None, None, 10**15, device="cuda")
         assert checkpoint_bytes(record.format, theirs.group_size, sizes(model, None, record)) == theirs.checkpoint_bytes
+
+
+def test_a_models_linear_layers_are_those_of_its_config_by_hand() -> None:
+    """3B: 28 layers of q and o (3072 x 3072), k and v (3072 x 1024), gate, up and down (3072 x 8192)."""
+    shape = catalog.model("3b").shape
+    assert shape is not None
+    assert layer_weights(shape) == 28 * (2 * 3072 * 3072 + 2 * 3072 * 1024 + 3 * 3072 * 8192) == 2_818_572_288
+    pictures = catalog.model("11b").shape
+    assert pictures is not None
+    a_layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+    assert (layer_weights(pictures, text_only=True), layer_weights(pictures)) == (32 * a_layer, 40 * a_layer)
 
 
 def test_who_serves_what() -> None:

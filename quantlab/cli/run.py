@@ -26,7 +26,8 @@ def _complete(kind: str) -> Callable[..., list[str]]:
 
 
 def options(function: F) -> F:
-    """Options that all four share."""
+    """Options that all four share; the niche comes last in the help."""
+    function = _choices(function)
     for option in reversed(
         (
             click.argument("recipes", nargs=-1, required=True, shell_complete=_complete("recipes")),
@@ -66,7 +67,7 @@ def options(function: F) -> F:
         )
     ):
         function = option(function)
-    return _choices(function)
+    return function
 
 
 def _choices(function: F) -> F:

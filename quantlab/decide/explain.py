@@ -10,6 +10,15 @@ from quantlab.decide.options import BASELINE
 from quantlab.serving import gb
 
 
+def how_stable(found: Recommendation) -> str:
+    """How often the choice is the same, and what these draws know nothing of."""
+    said = f"Drawn again from its errors, the choice is the same in {found.stability:.0%} of cases"
+    unshown = [row.recipe for row in found.rows if row.status in ("chosen", "runner-up") and row.drop is None]
+    return (
+        f"{said}, if the accuracy of {' and '.join(unshown)}, which nobody has shown, holds." if unshown else f"{said}."
+    )
+
+
 def explain(found: Recommendation) -> list[str]:
     """Lines for a terminal of 120 columns."""
     lines = [found.sentence, f"Speeds: {found.workload}.", ""]
@@ -19,7 +28,7 @@ def explain(found: Recommendation) -> list[str]:
     if found.stability is None and found.choice:
         lines.append(f"Nothing but {found.choice} could be chosen, so its speed decided nothing.")
     elif found.stability is not None:
-        lines.append(f"Drawn again from its errors, the choice is the same in {found.stability:.0%} of cases.")
+        lines.append(how_stable(found))
     for title, items in (
         ("To relax", found.relax),
         ("Missing", found.missing),
