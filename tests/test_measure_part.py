@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 
 from quantlab.errors import BadInput
 from quantlab.measure.accuracy import accuracy
-from quantlab.measure.part import Chosen
+from quantlab.measure.part import Chosen, draw_of
 from quantlab.records import Accuracy, SuiteTask
 from quantlab.score.draw import Draw
 from tests.measure_bench import PlainSession, bench, tiny_folder, write_task
@@ -63,3 +64,13 @@ def test_chosen_numbers_are_sorted_and_found() -> None:
     assert list(chosen) == [2, 5, 7]
     assert 5 in chosen
     assert 3 not in chosen
+
+
+def test_tasks_of_a_group_are_drawn_as_parts_of_one_task() -> None:
+    def loaded(name: str, word: str, items: int) -> Any:
+        return SimpleNamespace(name=name, items=items, ask=SuiteTask(task=word))
+
+    grouped = draw_of([loaded("anatomy", "mmlu", 5), loaded("law", "mmlu", 7), loaded("gsm8k", "gsm8k", 9)], seed=2)
+    assert grouped == Draw((("anatomy", 5), ("law", 7), ("gsm8k", 9)), 2, ("mmlu", "mmlu", "gsm8k"))
+    alone = draw_of([loaded("law", "law", 7), loaded("gsm8k", "gsm8k", 9)], seed=2)
+    assert alone.words == ()
