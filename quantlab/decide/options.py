@@ -85,7 +85,8 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
     names = {name for name, _ in asked.recipes}
     answers = support.engines(asked.model.architecture or "", "bf16", "none", asked.gpu)
     refused = {each.engine for each in answers if each.refusal}
-    near = [cell for cell in evidence.cells if cell.format in names and cell.engine not in refused]
+    alike = [cell for cell in evidence.cells if bool(cell.point.images) == bool(asked.images)] or evidence.cells
+    near = [cell for cell in alike if cell.format in names and cell.engine not in refused]
     own = [cell for cell in near if cell.group == here]
     ours = [cell for cell in near if cell.engine in ENGINES]
     for known, where in ((own, "measured for this model on this GPU"), (ours, "measured elsewhere only")):

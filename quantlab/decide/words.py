@@ -131,6 +131,11 @@ def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Op
             f"Speeds are for sequences of {sum(where.lengths):,} tokens, memory for {asked.context:,}: longer ones are "
             "slower by the cache they read. --isl and --osl ask for it."
         )
+    if asked.ttft or asked.tpot:
+        yield (
+            "The choice is by static batches, which say nothing of queueing; the users of each row, where a load was "
+            "measured, are not weighed."
+        )
     yield from _left_out(asked, evidence, every)
     for reason, count in evidence.unusable.most_common(4):
         yield f"{count} cells were not used: {reason}"
