@@ -99,7 +99,11 @@ def durable(spec: MeasureJob, reporter: Notes) -> Iterator[Durable]:
     with Journal(folder / FILE, _binding(spec)) as journal:
         if count := len(journal) - (journal.get(digest(WHOLE)) is not None):
             reporter.note(STAGE, f"goes on after the {count} cells that an attempt before it finished.")
-        yield Durable(journal)
+        try:
+            yield Durable(journal)
+        finally:
+            if not len(journal):
+                (folder / FILE).unlink(missing_ok=True)
 
 
 def _binding(spec: MeasureJob) -> str:
