@@ -13,6 +13,7 @@ from quantlab.kernels import KernelTables
 from quantlab.ledgers import Ledger
 from quantlab.preflight import GpuPlan, preflight
 from quantlab.records import Grid, Recipe
+from quantlab.serving import USUAL_IMAGES
 
 if TYPE_CHECKING:
     from quantlab.decide import Recommendation
@@ -36,6 +37,7 @@ def plan_gpu(
     grid: str | None = None,
     context: int | str | None = None,
     batch: int | str = 1,
+    images: int = USUAL_IMAGES,
 ) -> GpuPlans:
     """Can these precisions be served on that GPU? `plan_gpu("90b", ["fp8"], gpu="h200", tp=2, context=8192)`.
 
@@ -47,6 +49,7 @@ def plan_gpu(
         grid: grid whose cells must fit; without it `context`, 8,192 tokens by default.
         context: tokens of a sequence ("8k").
         batch: sequences at once, or a range ("1..64").
+        images: in each sequence of `context` tokens, for 11b and 90b; a grid says itself how many its cells hold.
 
     Raises:
         BadInput: an unknown word, with "did you mean".
@@ -62,7 +65,7 @@ def plan_gpu(
         recipe = catalog.recipe(word)
         assert isinstance(recipe.record, Recipe)
         asked: dict[str, Any] = {"grid": cells, "context": length, "batches": amounts.batches(batch), "path": path}
-        found.append(preflight(resolved, recipe.name, recipe.record, sheet, tp, **asked))
+        found.append(preflight(resolved, recipe.name, recipe.record, sheet, tp, images=images, **asked))
     return found
 
 

@@ -11,15 +11,16 @@ three times either way; the first use of ModelOpt on a machine compiles for a mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from quantlab import plans, support
 from quantlab.catalog import Datasheet
+from quantlab.loads import CellFit, Load, described, fitted, largest, loads, sums
 from quantlab.records import Grid, Model, Recipe, Shape, unserved
-from quantlab.serving import Footprint, footprint, gb
+from quantlab.serving import USUAL_IMAGES, Footprint, footprint, gb
 from quantlab.sizes import GROUPS, Layer, Sizes, group_size
 from quantlab.sizes import sizes as sizes_of
 
@@ -29,17 +30,6 @@ H100_WORK, H100_TFLOPS = 2_818_572_288 * 8192, 989.0
 CUT_INPUTS = ("o_proj", "down_proj")
 """Layers that tensor parallelism cuts along their input, where the groups lie; the others are cut along their
 output."""
-
-
-class CellFit(msgspec.Struct, frozen=True, kw_only=True):
-    """One cell of the grid, or one batch at the asked context."""
-
-    context: int
-    """Tokens of a sequence at its end."""
-    batch: int
-    needed_bytes: int
-    """On each GPU."""
-    fits: bool
 
 
 class GpuPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +73,7 @@ def preflight(
     context: int | None = None,
     batches: tuple[int, ...] = (1,),
     path: Path | None = None,
+    images: int = USUAL_IMAGES,
 ) -> GpuPlan:
     """Everything that can be known of serving `recipe` on `tp` of these GPUs.
 
@@ -96,13 +87,16 @@ def preflight(
         context: tokens of a sequence, for `batches`.
         batches: sequences at once.
         path: directory with safetensors, whose headers are then exact.
+        images: in each sequence of `context` tokens, for a model that takes them. A grid says itself how many its
+            cells hold.
     """
     sizes = sizes_of(model, path, recipe)
     made = GpuPlan(recipe=name, model=model.word, gpu=gpu.word, tp=tp, verdict="", fits=False)
     if sizes.shape is None or not sizes.total:
         why = f"the dimensions of {model.location} are not known; give a directory with its config.json."
         return msgspec.structs.replace(made, verdict=f"Not known: {why}", refusals=(why,))
-    made = _served(made, model, recipe, gpu, sizes, sizes.shape, grid, context, batches)
+    asked = loads(sizes.shape, grid, context, batches, images)
+    made = _served(made, model, recipe, gpu, sizes, sizes.shape, asked)
     made = _made(made, model, name, recipe, gpu, sizes)
     return msgspec.structs.replace(made, verdict=_verdict(made))
 
@@ -114,9 +108,7 @@ def _served(
     gpu: Datasheet,
     sizes: Sizes,
     shape: Shape,
-    grid: Grid | None,
-    context: int | None,
-    batches: tuple[int, ...],
+    asked: Sequence[Load],
 ) -> GpuPlan:
     """Memory, hardware and engines."""
     group, group_notes, group_refusals = group_size(recipe, sizes.layers)
@@ -126,7 +118,7 @@ def _served(
         return footprint(recipe.format, group, recipe.kv_cache, sizes, shape, capacity, count, unified=gpu.unified)
 
     held = with_gpus(made.tp)
-    cells = _cells(held, grid, context, batches)
+    cells = tuple(fitted(held, load) for load in asked)
     refusals = [
         *group_refusals,
         *filter(None, [unserved(recipe.format), support.hardware(recipe.format, gpu)]),
@@ -140,11 +132,11 @@ def _served(
         refusals=tuple(refusals),
         footprint=held,
         cells=cells,
-        largest_batch=_largest(held, cells, context),
+        largest_batch=largest(held, asked),
         engines=support.engines(model.architecture or "LlamaForCausalLM", recipe.format, recipe.kv_cache, gpu),
         fits=not refusals,
         notes=(*group_notes, *_notes(model, recipe, gpu)),
-        arithmetic=(*held.lines, *_sums(held, cells, gpu)),
+        arithmetic=(*held.lines, *sums(held, cells, gpu.word)),
     )
 
 
@@ -164,25 +156,6 @@ def explain(plan: GpuPlan) -> list[str]:
     if plan.disk_bytes:
         lines.append(f"Disk: {gb(plan.disk_bytes)} with the download.")
     return [*lines, *(f"Note: {each}" for each in plan.notes), *(f"Refused: {each}" for each in plan.refusals)]
-
-
-def _cells(held: Footprint, grid: Grid | None, context: int | None, batches: tuple[int, ...]) -> tuple[CellFit, ...]:
-    if context is not None or grid is None:
-        length = context or 8192
-        asked = [(length, length, batch) for batch in batches]
-    else:
-        loads = sorted({*grid.batch, *grid.concurrency})
-        asked = [(isl + osl, isl, load) for isl in grid.isl for osl in grid.osl for load in loads]
-    found = []
-    for length, prompt, batch in asked:
-        needed = held.needed(length, prompt, batch)
-        found.append(CellFit(context=length, batch=batch, needed_bytes=needed, fits=needed <= held.capacity))
-    return tuple(found)
-
-
-def _largest(held: Footprint, cells: tuple[CellFit, ...], context: int | None) -> int:
-    length = context or max(cell.context for cell in cells)
-    return held.largest_batch(length, length if context else 1)
 
 
 def _divisible(sizes: Sizes, shape: Shape, group: int | None, tp: int) -> Iterator[str]:
@@ -221,29 +194,20 @@ def _too_big(
     if any(cell.fits for cell in cells):
         return
     least = min(cells, key=lambda cell: cell.needed_bytes)
-    cell = f"batch {least.batch} x {least.context:,} tokens"
+    cell = f"batch {least.batch} x {described(least)}"
     what = f"{gb(held.weights)} of weights" if held.free < 0 else f"{gb(least.needed_bytes)} for {cell}"
     cures = [] if held.free < 0 else ["a shorter context", *(["a smaller batch"] if least.batch > 1 else [])]
     cures += ["a smaller precision", f"a GPU of at least {gb(least.needed_bytes)}"]
     enough = (
-        count for count in (2, 4, 8, 16) if count > tp and more(count).largest_batch(least.context, least.context)
+        count
+        for count in (2, 4, 8, 16)
+        if count > tp and more(count).largest_batch(least.context, least.context, least.images)
     )
     cures += [f"--tp {count}" for count in [next(enough, 0)] if count and not gpu.unified]
     yield (
         f"{what} {'do' if held.free < 0 else 'does'} not fit into {gb(held.capacity)} of {gpu.word}, of which "
         f"{gb(held.reserve)} are kept free. Take {', '.join(cures[:-1])} or {cures[-1]}."
     )
-
-
-def _sums(held: Footprint, cells: tuple[CellFit, ...], gpu: Datasheet) -> Iterator[str]:
-    for cell in cells[:12]:
-        cache = cell.batch * held.sequence(cell.context)
-        rest = cell.needed_bytes - held.weights - held.reserve - cache
-        yield (
-            f"Batch {cell.batch} x {cell.context:,} tokens: {gb(held.weights)} weights + {gb(cache)} cache + "
-            f"{gb(rest)} activations + {gb(held.reserve)} reserve = {gb(cell.needed_bytes)} of {gb(held.capacity)} on "
-            f"each {gpu.word}: {'fits' if cell.fits else 'does not fit'}."
-        )
 
 
 def _notes(model: Model, recipe: Recipe, gpu: Datasheet) -> Iterator[str]:

@@ -6,7 +6,7 @@ hand.
     KV cache     2 (key, value) x layers x kv_heads/tp x head_dim x bytes, a token of a sequence. A GPU holds whole
     heads:
                  with more GPUs than key/value heads they are copied, and more GPUs save nothing
-    images       Mllama's cross-attention layers keep keys and values of the image, 6,404 positions, for each sequence
+    images       Mllama's cross-attention layers keep keys and values of every image, 6,404 positions, for each sequence
     activations  of the tokens of one step, at most 8,192 (longer prompts are prefilled in pieces): the widest layer's
                  inputs and outputs in 16 bit; and one row of 32-bit logits a sequence
     reserve      CUDA context, kernels, graphs and communication buffers: 2 GB; where the memory is the host's too, 8 GB
@@ -29,6 +29,8 @@ RESERVE_BYTES, UNIFIED_RESERVE_BYTES = 2_000_000_000, 8_000_000_000
 """Not for the model: on a GPU of its own, and where an operating system lives in the same memory."""
 IMAGE_POSITIONS = 6404
 """Positions of one image in Llama 3.2 Vision: 4 tiles x 1,601."""
+USUAL_IMAGES = 1
+"""Of a sequence, where nobody says: as Llama 3.2 Vision is served."""
 ENCODER_LAYERS, ENCODER_WIDTH, ENCODER_MLP = 40, 1280, 5120
 """Llama 3.2 Vision's image encoder: 32 layers and 8 global ones over all tiles (config.json of 11B and 90B)."""
 PROJECTED = 7680
@@ -41,8 +43,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     weights: int
     sequence_token: int
     """KV cache of one token of one sequence."""
-    sequence_fixed: int
-    """KV cache of the image of one sequence."""
+    image_cache: int
+    """Keys and values of one image of one sequence."""
     token_activation: int
     """Activations of one token of a step."""
     sequence_logits: int
@@ -57,27 +59,28 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
         """What is left for cache and activations; negative where not even the weights fit."""
         return self.capacity - self.reserve - self.weights
 
-    def sequence(self, context: int) -> int:
-        """KV cache of one sequence of `context` tokens."""
-        return self.sequence_token * context + self.sequence_fixed
+    def sequence(self, context: int, images: int = USUAL_IMAGES) -> int:
+        """KV cache of one sequence of `context` tokens and its images."""
+        return self.sequence_token * context + self.image_cache * images
 
     def activations(self, tokens: int, batch: int) -> int:
         """Of one step over `tokens` prompt tokens in all, and `batch` sequences."""
         return min(max(tokens, batch), STEP_TOKENS) * self.token_activation + batch * self.sequence_logits
 
-    def needed(self, context: int, prompt: int, batch: int) -> int:
-        """All bytes for `batch` sequences of `context` tokens, of which `prompt` were given."""
-        return self.reserve + self.weights + batch * self.sequence(context) + self.activations(prompt * batch, batch)
+    def needed(self, context: int, prompt: int, batch: int, images: int = USUAL_IMAGES) -> int:
+        """All bytes for `batch` sequences of `context` tokens, of which `prompt` were given, and `images` in each."""
+        cache = batch * self.sequence(context, images)
+        return self.reserve + self.weights + cache + self.activations(prompt * batch, batch)
 
-    def largest_batch(self, context: int, prompt: int) -> int:
+    def largest_batch(self, context: int, prompt: int, images: int = USUAL_IMAGES) -> int:
         """Most sequences of `context` tokens that fit; 0 where none does."""
-        most = max(self.free, 0) // max(self.sequence(context), 1) + 1
-        return _largest(most, lambda batch: self.needed(context, prompt, batch) <= self.capacity)
+        most = max(self.free, 0) // max(self.sequence(context, images), 1) + 1
+        return _largest(most, lambda batch: self.needed(context, prompt, batch, images) <= self.capacity)
 
-    def longest_context(self, batch: int) -> int:
+    def longest_context(self, batch: int, images: int = USUAL_IMAGES) -> int:
         """Most tokens that each of `batch` sequences can have; 0 where not one fits."""
         most = max(self.free, 0) // max(self.sequence_token * batch, 1) + 1
-        return _largest(most, lambda tokens: self.needed(tokens, tokens, batch) <= self.capacity)
+        return _largest(most, lambda tokens: self.needed(tokens, tokens, batch, images) <= self.capacity)
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
@@ -152,13 +155,13 @@ def footprint(
         f"{tp} + {rest:,} others x 16 bits = {gb(weights)}.",
         f"KV cache: 2 x {shape.layers} layers x {-(-shape.kv_heads // tp)} heads x {shape.head_dim} x {width} bytes = "
         f"{token:,} bytes a token"
-        + (f", and {gb(image)} for the {IMAGE_POSITIONS:,} image tokens of a sequence." if image else "."),
+        + (f", and {gb(image)} for the {IMAGE_POSITIONS:,} image tokens of each image." if image else "."),
         f"Reserve: {gb(reserve)} for the CUDA context, graphs and buffers{', and the system' if unified else ''}.",
     )
     return Footprint(
         weights=weights,
         sequence_token=token,
-        sequence_fixed=image,
+        image_cache=image,
         token_activation=2 * (4 * shape.hidden + 2 * shape.intermediate // tp),
         sequence_logits=4 * shape.vocabulary,
         reserve=reserve,

@@ -289,7 +289,7 @@ def test_an_image_costs_time_and_is_labelled(empty: Path) -> None:
     assert any("nvlink of 450 GB/s" in line for line in seen.assumptions)
     for words, match in (
         ({"model": "3b", "images": 1}, "takes no images"),
-        ({"model": "90b", "images": 2}, "2 images"),
+        ({"model": "90b", "images": 17}, "17 images"),
     ):
         with pytest.raises(BadInput, match=match):
             asked(gpu="h200", folders=[empty], **words)  # type: ignore[arg-type]

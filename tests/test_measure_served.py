@@ -185,7 +185,7 @@ def test_vllms_server_gets_the_sessions_arguments_as_flags_of_its_parser(tmp_pat
 
     work = job(tmp_path)
     config = msgspec.structs.replace(work.config, max_length=100, max_batch=4)
-    made = server(work.artifact, config, name="m", port=7, cpu=True)
+    made = server(work.artifact, config, name="m", port=7, folder=tmp_path, cpu=True)
     flags = dict(word.removeprefix("--").partition("=")[::2] for word in made.command[3:])
     assert flags["max-model-len"] == "101"
     assert flags["max-num-seqs"] == "4"

@@ -37,7 +37,7 @@ def test_90b_by_hand() -> None:
     assert made.footprint is not None
     assert made.footprint.weights == LAYERS_90B // 2 + HEADS_90B * 2 // 2 + REST_90B * 2
     assert made.footprint.sequence_token == 2 * 80 * 4 * 128 * 2
-    assert made.footprint.sequence_fixed == 2 * 20 * 4 * 128 * 2 * 6404
+    assert made.footprint.image_cache == 2 * 20 * 4 * 128 * 2 * 6404
     activations = 8192 * 2 * (4 * 8192 + 2 * 28672 // 2) + 4 * 128256
     cache = 8192 * 2 * 80 * 4 * 128 * 2 + 2 * 20 * 4 * 128 * 2 * 6404
     (cell,) = made.cells
@@ -247,3 +247,30 @@ def test_what_no_engine_serves_is_refused(name: str) -> None:
     assert not plan.fits
     assert "nothing to ship" in " ".join(plan.refusals)
     assert plan.verdict.startswith("No")
+
+
+def test_a_cell_is_counted_with_as_many_images_as_its_prompts_hold(tmp_path: Path) -> None:
+    grid = tmp_path / "seen.yaml"
+    grid.write_text("summary: t\nisl: [64]\nosl: [16]\nbatch: [4]\nconcurrency: [8]\nimages: [1, 3]\n")
+    image = 2 * 8 * 8 * 128 * 2 * 6404
+    seen = planned("fp8", "11b", "h100", grid=str(grid))
+    assert [(cell.batch, cell.images) for cell in seen.cells] == [(4, 0), (8, 0), (4, 1), (4, 3)]
+    alone, _, one, three = (cell.needed_bytes for cell in seen.cells)
+    assert (one - alone, three - alone) == (4 * image, 4 * 3 * image)
+    assert any("80 tokens and 3 images" in line for line in seen.arithmetic)
+    held, most = seen.footprint, seen.largest_batch
+    assert held is not None
+    assert most is not None
+    assert held.needed(80, 1, most, 3) <= held.capacity < held.needed(80, 1, most + 1, 3)
+    text = planned("fp8", "3b", "h100", grid=str(grid))
+    assert [(cell.batch, cell.images) for cell in text.cells] == [(4, 0), (8, 0)], "a model that takes none"
+
+
+def test_images_at_a_context_are_asked_for() -> None:
+    asked = ({"images": 0}, {}, {"images": 4})
+    none, usual, four = (planned("fp8", "11b", "h100", context=1024, **words).cells[0].needed_bytes for words in asked)
+    assert four - none == 4 * (usual - none) > 0
+    done = CliRunner().invoke(
+        cli, ["plan", "fp8", "--model", "11b", "--gpu", "l4", "--context", "1k", "--images", "17"]
+    )
+    assert done.exit_code == 2

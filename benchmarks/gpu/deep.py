@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from shapes import fields, tokenizer
+from timing import checkpoint, opened
 
 from quantlab import catalog, host
 from quantlab.engines import engine
 from quantlab.ledgers import Ledger
-from quantlab.measure import Bench
-from quantlab.measure.run import tokenizer_of
-from quantlab.measure.throughput import throughput
 from quantlab.pipeline import identity
 from quantlab.pipeline.entry import Clock, without_paths
-from quantlab.records import SCHEMA, Checkpoint, EngineConfig, Entry, Grid, Host, MeasureJob, Shape, digest
-from quantlab.worker import Reporter
+from quantlab.records import SCHEMA, EngineConfig, Entry, Grid, Host, MeasureJob, Shape, digest
 
 if TYPE_CHECKING:
     import torch
@@ -130,31 +126,13 @@ def bench(folder: Path, ledger: Path, words: list[str], tp: int, name: str) -> N
     """Time the checkpoint on the grids, opened once, and write an entry a grid."""
     vllm, here = engine(name), host.describe(("vllm",))
     grids = [grid for word in words if isinstance(grid := catalog.grid(word).record, Grid)]
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    made = Checkpoint(
-        path=str(folder),
-        digest=digest("random", name),
-        recipe="fp8",
-        format="fp8",
-        architecture="LlamaForCausalLM",
-        bytes=size,
-    )
     config = EngineConfig(max_length=max(max(grid.isl) + max(grid.osl) for grid in grids), tensor_parallel=tp)
-    artifact = vllm.build(made, folder, config, here)
+    artifact = vllm.build(checkpoint(folder, "fp8", digest("random", name)), folder, config, here)
     gpu = catalog.gpu(here.gpus[0].name) if here.gpus else None
-    with tempfile.TemporaryDirectory() as scratch, vllm.open(artifact, config) as session:
+    with opened(artifact, config, bandwidth=gpu.bandwidth * tp if gpu else None, hear=print) as timed:
         for grid in grids:
             clock = Clock()
-            spec = MeasureJob(
-                engine=name,
-                artifact=artifact,
-                config=config,
-                stages=("throughput",),
-                folder=scratch,
-                grid=grid,
-                bandwidth=gpu.bandwidth * tp if gpu else None,
-            )
-            record, _ = throughput(Bench(spec, session, tokenizer_of(artifact), Reporter(print)))
+            spec, record = timed(grid)
             write(Ledger(ledger), folder.name, spec, record, clock, here)
 
 

@@ -18,12 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from timing import checkpoint, opened
+
 from quantlab.engines import engine
-from quantlab.measure import Bench
-from quantlab.measure.run import tokenizer_of
-from quantlab.measure.throughput import throughput
-from quantlab.records import Artifact, Checkpoint, EngineConfig, Grid, MeasureJob
-from quantlab.worker import Reporter
+from quantlab.records import Artifact, EngineConfig, Grid
 
 WARMUP, REPEATS = 3, 5
 
@@ -47,14 +45,14 @@ def main() -> None:
         os.wait()
 
 
-def bench(checkpoint: Path, isl: int, osl: int, batch: int) -> list[float]:
+def bench(folder: Path, isl: int, osl: int, batch: int) -> list[float]:
     """Seconds of each counted batch of vLLM's own bench."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "latency.json"
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "latency.json"
         subprocess.run(
             [
                 *(sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "latency"),
-                *("--model", str(checkpoint), "--load-format", "safetensors", "--output-json", str(report)),
+                *("--model", str(folder), "--load-format", "safetensors", "--output-json", str(report)),
                 *("--input-len", str(isl), "--output-len", str(osl), "--batch-size", str(batch)),
                 *("--num-iters-warmup", str(WARMUP), "--num-iters", str(REPEATS)),
                 *("--max-num-batched-tokens", "2048", "--no-enable-prefix-caching"),
@@ -67,21 +65,16 @@ def bench(checkpoint: Path, isl: int, osl: int, batch: int) -> list[float]:
         return found
 
 
-def ours(checkpoint: Path, format_: str, isl: int, osl: int, batch: int, theirs: float) -> None:
+def ours(folder: Path, format_: str, isl: int, osl: int, batch: int, theirs: float) -> None:
     """The same cell through quantlab's engine and throughput stage."""
-    made = Checkpoint(
-        path=str(checkpoint), digest="bench", recipe=format_, format=format_, architecture="LlamaForCausalLM"
-    )
     vllm = engine("vllm")
-    artifact = Artifact(engine="vllm", path=str(checkpoint), checkpoint=made, engine_version=vllm.version())
-    config = EngineConfig(max_length=8190)
+    made = checkpoint(folder, format_, "bench")
+    artifact = Artifact(engine="vllm", path=str(folder), checkpoint=made, engine_version=vllm.version())
     grid = Grid(summary="", isl=(isl,), osl=(osl,), batch=(batch,), warmup=WARMUP, repeats=REPEATS)
-    with tempfile.TemporaryDirectory() as folder, vllm.open(artifact, config) as session:
-        spec = MeasureJob(
-            engine="vllm", artifact=artifact, config=config, stages=("throughput",), folder=folder, grid=grid
-        )
-        record, _ = throughput(Bench(spec, session, tokenizer_of(artifact), Reporter(lambda event: None)))
-    cell = record.cells[0]  # type: ignore[attr-defined]
+    with opened(artifact, EngineConfig(max_length=8190)) as timed:
+        _, record = timed(grid)
+    cell = record.cells[0]
+    assert cell.tokens_per_second is not None
     seconds = batch * osl / cell.tokens_per_second.value
     found = {"seconds": seconds, "variation": cell.variation, "of_theirs": round(seconds / theirs, 4)}
     print(json.dumps({"batch": batch, "side": "quantlab", **found}), flush=True)

@@ -16,6 +16,7 @@ import click
 @click.option("--suite", help="Suite, name or file: which of its data sets need the network, a licence or a token.")
 @click.option("--context", help="Tokens of a sequence, e.g. 8192 or 8k, instead of a grid.")
 @click.option("--batch", default="1", show_default=True, help="Sequences at once with --context: 8, or 1..64.")
+@click.option("--images", type=click.IntRange(0, 16), default=1, show_default=True, help="A sequence, with --context.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
 def plan(**words: Any) -> None:
     """Say whether each of RECIPES of MODEL can be served on a GPU, from dimensions alone, with the arithmetic.

@@ -22,7 +22,7 @@ import click
 @click.option("--isl", type=int, help="Tokens in, for the speed; default: the lengths that were measured.")
 @click.option("--osl", type=int, help="Tokens out, for the speed.")
 @click.option("--unproven", is_flag=True, help="Weigh recipes whose accuracy was not shown, too.")
-@click.option("--images", type=int, default=0, help="Images of a sequence (11b and 90b): 0 or 1.")
+@click.option("--images", type=int, default=0, help="Images of a sequence (11b and 90b), of four tiles each.")
 @click.option("--kernels/--no-kernels", default=True, help="Ask the tables of measured kernels, where installed.")
 @click.option("--price", type=float, help="Dollars an hour of one GPU, instead of the catalog's assumption.")
 @click.option(

@@ -31,6 +31,27 @@ class Speed(Answer, frozen=True, kw_only=True):
     """The limit it breaks, if any."""
 
 
+class Users(Answer, frozen=True, kw_only=True):
+    """What one sweep over loads says of one recipe."""
+
+    kind: str
+    """served or in flight."""
+    isl: int
+    osl: int
+    most: int | None
+    """Largest load up to which every measured one is within the limits."""
+    breaks: int | None
+    """First measured load that is not."""
+    tokens_per_second: float | None
+    """Of all users, at `most`."""
+    knee: int | None
+    """From here on a doubling of the load hardly pays."""
+    saturated: int | None
+    """First load at which requests waited in the engine's queue."""
+    source: str
+    sentence: str
+
+
 class Row(Answer, frozen=True, kw_only=True):
     """One recipe."""
 
@@ -45,6 +66,9 @@ class Row(Answer, frozen=True, kw_only=True):
     at: Speed | None = None
     """At the batch that suits the objective best."""
     speeds: tuple[Speed, ...] = ()
+    """Of static batches."""
+    users: tuple[Users, ...] = ()
+    """Of requests in flight and served, where they were measured on this GPU with this engine."""
     drop: float | None = None
     """Points lost against the baseline; None where not shown."""
     drop_low: float | None = None

@@ -14,10 +14,11 @@ from itertools import combinations
 import numpy as np
 
 from quantlab.decide import words
-from quantlab.decide.answer import AtBatch, Pair, Recommendation, Row, Speed
+from quantlab.decide.answer import AtBatch, Pair, Recommendation, Row, Speed, Users
 from quantlab.decide.asked import Asked
-from quantlab.decide.evidence import Evidence
-from quantlab.decide.options import Option, options, setting
+from quantlab.decide.evidence import Evidence, group_of
+from quantlab.decide.options import Option, Setting, options, setting
+from quantlab.decide.users import users
 from quantlab.predict import Prediction, crossover, differ
 from quantlab.predict.crossover import draw
 
@@ -55,7 +56,7 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
         runner_up=second.name if second else None,
         sentence=words.sentence(asked, every, choice, by_batch),
         by_batch=tuple(by_batch),
-        rows=tuple(_row(asked, each, choice, second) for each in every),
+        rows=tuple(_row(asked, each, choice, second, _users(asked, evidence, where, each)) for each in every),
         crossovers=tuple(pairs),
         stability=_stability(asked, able, choice) if choice and second else None,
         relax=tuple(words.relax(asked, every)) if choice is None else (),
@@ -142,7 +143,13 @@ def _pairs(able: Sequence[Option]) -> list[Pair]:
     return found
 
 
-def _row(asked: Asked, option: Option, choice: Option | None, second: Option | None) -> Row:
+def _users(asked: Asked, evidence: Evidence, where: Setting, option: Option) -> tuple[Users, ...]:
+    """Text alone: pictures were measured in static batches only."""
+    here = group_of(asked.model.word, asked.gpu.word, asked.tp)
+    return () if asked.images else users(asked, evidence.loads, option.name, where.engine, here)
+
+
+def _row(asked: Asked, option: Option, choice: Option | None, second: Option | None, carried: tuple[Users, ...]) -> Row:
     batch = best(asked, option)[0] if option.merits else None
     speed = option.speeds[batch] if batch is not None else None
     status = "chosen" if option is choice else "runner-up" if option is second else "lost"
@@ -164,6 +171,7 @@ def _row(asked: Asked, option: Option, choice: Option | None, second: Option | N
         weights_bytes=held.weights if held else None,
         at=next((each for each in speeds if each.batch == batch), None),
         speeds=speeds,
+        users=carried,
         drop=shown.drop if shown and not shown.verdict else None,
         drop_low=shown.low if shown and not shown.verdict else None,
         drop_high=shown.high if shown and not shown.verdict else None,

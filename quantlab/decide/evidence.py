@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from quantlab import catalog
 from quantlab.catalog import Datasheet, Published
+from quantlab.decide.users import Loaded
 from quantlab.kernels import KernelTables
 from quantlab.ledgers import Ledger
 from quantlab.predict import Cell, Point, Work
@@ -52,6 +53,8 @@ class Evidence:
     cells: list[Cell] = field(default_factory=list)
     accuracy: dict[str, Shown] = field(default_factory=dict)
     """Recipe -> what it lost on the asked model."""
+    loads: list[Loaded] = field(default_factory=list)
+    """Loads of a running engine."""
     unusable: Counter[str] = field(default_factory=Counter)
     """Reason -> how many cells."""
     kernels: KernelTables | None = None
@@ -71,7 +74,7 @@ def gather(model: Model, ledgers: Iterable[Ledger], published: Published) -> Evi
     for ledger in ledgers:
         for entry in ledger.entries("throughput"):
             if entry.status == "done":
-                found.cells += _entry(entry, ledger.result(entry), published, found.unusable)
+                found.cells += _entry(entry, ledger.result(entry), published, found)
         for run in ledger.runs():
             if run.model.word == model.word or run.model.location == model.location:
                 _accuracy(found, run)
@@ -157,15 +160,17 @@ def _shape(word: str, published: Published) -> Shape:
     return shape
 
 
-def _entry(entry: Entry, result: Throughput, published: Published, unusable: Counter[str]) -> Iterator[Cell]:
-    """The valid cells of one throughput entry."""
+def _entry(entry: Entry, result: Throughput, published: Published, found: Evidence) -> Iterator[Cell]:
+    """The valid cells of one throughput entry: static batches, without and with pictures; loads go to `found`."""
+    unusable = found.unusable
     spec: dict[str, Any] = entry.spec
     checkpoint, config = spec["artifact"]["checkpoint"], spec["config"]
     gpu = catalog.gpu(entry.host.gpus[0].name) if entry.host.gpus and not result.device.startswith("cpu") else None
     model = _known(entry.model, checkpoint, published)
     why = _unusable(result, gpu, model)
     if gpu is None or model is None or model.shape is None or why:
-        unusable[why or "the model's dimensions are not known"] += len(result.cells)
+        count = len(result.cells) + len(result.load) + len(result.pictures)
+        unusable[why or "the model's dimensions are not known"] += count
         return
     tp = config.get("tensor_parallel") or 1
     width = 1 if checkpoint.get("kv_cache") == "fp8" else 2
@@ -173,12 +178,21 @@ def _entry(entry: Entry, result: Throughput, published: Published, unusable: Cou
     todo = work(model.shape, checkpoint["format"], gpu, tp, cache_width=width, group=group)
     engine, source = spec["artifact"]["engine"], f"{spec['artifact']['engine_version']}, {entry.started[:10]}"
     bad = next((cell.reason for cell in result.cells if not cell.valid and cell.reason), "no speed that is a number")
-    for cell in result.cells:
-        made = _cell(cell, todo, engine, entry.recipe, group_of(model.word, gpu.word, tp), source)
+    where, name = group_of(model.word, gpu.word, tp), entry.recipe
+    seeing = work(model.shape, checkpoint["format"], gpu, tp, cache_width=width, group=group, images=True)
+    timed = [(cell, todo, 0) for cell in result.cells]
+    timed += [(each.cell, seeing, each.images) for each in result.pictures if model.shape.cross_layers]
+    for cell, needs, images in timed:
+        made = _cell(cell, needs, engine, name, where, source, images)
         if made is None or not made.sound:
-            unusable[f"{entry.recipe} of {group_of(model.word, gpu.word, tp)} failed a check: {bad}"] += 1
+            unusable[f"{name} of {where} failed a check: {cell.reason or bad}"] += 1
         else:
             yield made
+    for load in result.load:
+        if load.valid and load.tokens_per_second and load.tokens_per_second.value > 0:
+            found.loads.append(Loaded(name, engine, where, source, load))
+        else:
+            unusable[f"{name} of {where} under load failed a check: {load.reason}"] += 1
 
 
 def _unusable(result: Throughput, gpu: Datasheet | None, model: Model | None) -> str:
@@ -189,13 +203,13 @@ def _unusable(result: Throughput, gpu: Datasheet | None, model: Model | None) ->
     return "" if model else "a model of unknown shape"
 
 
-def _cell(cell: Measured, todo: Work, engine: str, recipe: str, group: str, source: str) -> Cell | None:
+def _cell(cell: Measured, todo: Work, engine: str, recipe: str, group: str, source: str, images: int) -> Cell | None:
     speed, first, step = cell.tokens_per_second, cell.ttft_seconds, cell.tpot_seconds
     if not cell.valid or speed is None or not speed.value > 0:
         return None
     tokens = cell.batch * cell.osl
     return Cell(
-        Point(cell.isl, cell.osl, cell.batch),
+        Point(cell.isl, cell.osl, cell.batch, images),
         todo,
         engine,
         recipe,

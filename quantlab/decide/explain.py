@@ -42,7 +42,8 @@ def explain(found: Recommendation) -> list[str]:
 def _row(row: Row) -> Iterator[str]:
     yield f"{row.recipe}: {row.status}: {row.why}"
     if row.at is not None:
-        yield f"    {_speed(row.at)}"
+        yield f"    static batch: {_speed(row.at)}"
+    yield from (f"    {each.sentence}" for each in row.users)
     figures = []
     if row.memory_bytes and row.weights_bytes:
         figures.append(f"{gb(row.memory_bytes)} of GPU memory, {gb(row.weights_bytes)} of it weights")

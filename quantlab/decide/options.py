@@ -15,6 +15,7 @@ from quantlab.engines import ENGINES
 from quantlab.predict import Cell, Point, Prediction, Wanted, predict
 from quantlab.preflight import GpuPlan, preflight
 from quantlab.records import Recipe
+from quantlab.serving import USUAL_IMAGES
 
 USUAL_ENGINES, USUAL_LENGTHS = ("vllm", "trtllm"), (1024, 256)
 """Taken where nothing was measured anywhere: a server engine that serves the baseline there, a chat-like request."""
@@ -41,6 +42,8 @@ class Option:
     """Nothing but the missing proof of its accuracy stands against it."""
     servable: bool = True
     """It fits, and hardware and engine compute it; speeds of what cannot be served are not asked for."""
+    images: int = USUAL_IMAGES
+    """Of a sequence, for its memory."""
     by_joules: bool = False
     """The objective is energy, and every option that can be chosen has measured some."""
 
@@ -63,7 +66,7 @@ class Option:
     def memory(self, context: int, batch: int) -> int:
         """Bytes on each GPU."""
         assert self.plan.footprint is not None
-        return self.plan.footprint.needed(context, context, batch)
+        return self.plan.footprint.needed(context, context, batch, self.images)
 
 
 @dataclass
@@ -82,7 +85,8 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
     names = {name for name, _ in asked.recipes}
     answers = support.engines(asked.model.architecture or "", "bf16", "none", asked.gpu)
     refused = {each.engine for each in answers if each.refusal}
-    near = [cell for cell in evidence.cells if cell.format in names and cell.engine not in refused]
+    alike = [cell for cell in evidence.cells if bool(cell.point.images) == bool(asked.images)] or evidence.cells
+    near = [cell for cell in alike if cell.format in names and cell.engine not in refused]
     own = [cell for cell in near if cell.group == here]
     ours = [cell for cell in near if cell.engine in ENGINES]
     for known, where in ((own, "measured for this model on this GPU"), (ours, "measured elsewhere only")):
@@ -107,7 +111,10 @@ def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:
 
 
 def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe: Recipe, times: Times) -> Option:
-    plan = preflight(asked.model, name, recipe, asked.gpu, asked.tp, context=asked.context, batches=asked.batches)
+    images, batches = asked.images or USUAL_IMAGES, asked.batches
+    plan = preflight(
+        asked.model, name, recipe, asked.gpu, asked.tp, context=asked.context, batches=batches, images=images
+    )
     unservable = _unservable(plan, where.engine, recipe.format)
     fitting = [cell.batch for cell in plan.cells if cell.fits and not unservable]
     speeds, unknown = _speeds(asked, evidence.cells, where, plan, name, recipe, fitting, times)
@@ -121,7 +128,7 @@ def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe:
         worst = over[min(over)] if over else ""
         lost = f"no batch is within the limits: {worst}" if over else f"its speed is not known: {'; '.join(unknown)}"
         unproven = False
-    return Option(name, recipe, plan, speeds, over, tuple(unknown), shown, lost, unproven, not unservable)
+    return Option(name, recipe, plan, speeds, over, tuple(unknown), shown, lost, unproven, not unservable, images)
 
 
 def _speeds(

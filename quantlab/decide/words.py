@@ -18,7 +18,7 @@ GUESSED = ("transfer", "kernels", "roofline")
 
 def workload(asked: Asked, where: Setting) -> str:
     """What the speeds and the memory are for."""
-    image = " and one image of four tiles" if asked.images else ""
+    image = f" and {asked.images} image{'s' if asked.images > 1 else ''} of four tiles" if asked.images else ""
     return (
         f"{where.lengths[0]} tokens in{image}, {where.lengths[1]} out with {where.engine} ({where.why}); "
         f"memory at {asked.context:,} tokens a sequence"
@@ -131,6 +131,11 @@ def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Op
             f"Speeds are for sequences of {sum(where.lengths):,} tokens, memory for {asked.context:,}: longer ones are "
             "slower by the cache they read. --isl and --osl ask for it."
         )
+    if asked.ttft or asked.tpot:
+        yield (
+            "The choice is by static batches, which say nothing of queueing; the users of each row, where a load was "
+            "measured, are not weighed."
+        )
     yield from _left_out(asked, evidence, every)
     for reason, count in evidence.unusable.most_common(4):
         yield f"{count} cells were not used: {reason}"
@@ -156,7 +161,7 @@ def relax(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
     small = min((each for each in every if each.plan.footprint), key=lambda each: _least(asked, each), default=None)
     if not fitting and small is not None and small.plan.footprint is not None:
         held, batch = small.plan.footprint, min(asked.batches)
-        most = held.longest_context(batch)
+        most = held.longest_context(batch, small.images)
         if most and not _hard(small):
             yield f"--context: {small.name} fits at batch {batch} with {most:,} tokens instead of {asked.context:,}."
         yield f"--gpu or --tp: {small.name}: {small.plan.refusals[0]}"

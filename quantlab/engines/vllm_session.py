@@ -29,7 +29,7 @@ import numpy as np
 from quantlab import host
 from quantlab.engines import Completion, GenerateRequest, Score, ScoreRequest, require_fits, require_length
 from quantlab.engines.vllm_flow import VllmFlow
-from quantlab.engines.vllm_ties import let_tied_heads_load
+from quantlab.engines.vllm_ties import is_needed, let_tied_heads_load
 from quantlab.errors import BadInput, Broken, Refused
 from quantlab.records import Artifact, EngineConfig
 
@@ -131,7 +131,7 @@ class VllmSession:
         shape = _shape(Path(artifact.path))
         os.environ.update(environment(config, cpu=cpu))
         sdk: Any = import_module("vllm")
-        if artifact.checkpoint.format.startswith("fp8") and shape.get("tie_word_embeddings"):
+        if is_needed(artifact.checkpoint.format, shape):
             let_tied_heads_load()
         self._params = sdk.SamplingParams
         self._llm = sdk.LLM(**arguments(artifact, config, shape, cpu=cpu))

@@ -14,13 +14,45 @@ All are emulated: the codes are the format's, and exact in every 16-bit type; th
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from quantlab.formats.layers import E4M3_MAX, Fp8Linear, QuantizedLinear, to_e4m3
 
 
-class Fp8RowLinear(QuantizedLinear):
+class CodesLinear(QuantizedLinear):
+    """8-bit codes with a weight scale an output, multiplied in `dtype`.
+
+    Args:
+        codes: [outputs, inputs] of 8 bits, exact in every 16-bit type.
+        weight_scale: float32 [outputs].
+        bias, pre_quant_scale, dtype: as in QuantizedLinear.
+    """
+
+    codes: torch.Tensor
+    weight_scale: torch.Tensor
+
+    def __init__(
+        self,
+        codes: torch.Tensor,
+        weight_scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        pre_quant_scale: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__(tuple(codes.shape), dtype, bias, pre_quant_scale)
+        self.shift = 2.0**-8 if dtype is torch.float16 else 1.0  # as in Fp8Linear: float16 ends at 65504
+        self.register_buffer("codes", codes.to(dtype) * self.shift)
+        self.register_buffer("weight_scale", weight_scale.float().reshape(-1))
+
+    def dense(self) -> torch.Tensor:
+        return self.whole(self.codes.float() / self.shift * self.weight_scale.unsqueeze(1))
+
+    def sums(self, codes: torch.Tensor) -> torch.Tensor:
+        """float32 products of input codes, which are overwritten, with those of the weight."""
+        return functional.linear(codes.mul_(self.shift), self.codes).float() / self.shift**2
+
+
+class Fp8RowLinear(CodesLinear):
     """W8A8 with a weight scale an output and an input scale a token. Emulated.
 
     Args:
@@ -30,30 +62,14 @@ class Fp8RowLinear(QuantizedLinear):
         dtype: type of what comes out.
     """
 
-    def __init__(
-        self, codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = codes.shape
-        self.dtype = dtype
-        self.shift = 2.0**-8 if dtype is torch.float16 else 1.0
-        self.register_buffer("codes", codes.to(dtype) * self.shift)
-        self.register_buffer("weight_scale", weight_scale.float().reshape(-1))
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
-
-    def dense(self) -> torch.Tensor:
-        return self.codes.float() / self.shift * self.weight_scale.unsqueeze(1)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         largest = x.float().abs().amax(-1, keepdim=True)
         largest = torch.where(largest == 0, torch.ones_like(largest), largest)
         codes = to_e4m3(x, E4M3_MAX / largest).to(self.dtype)
-        sums = functional.linear(codes.mul_(self.shift), self.codes).float() / self.shift**2
-        y = (sums * self.weight_scale * (largest / E4M3_MAX)).to(self.dtype)
-        return y if self.bias is None else y + self.bias
+        return self.biased((self.sums(codes) * self.weight_scale * (largest / E4M3_MAX)).to(self.dtype))
 
 
-class Int8Linear(QuantizedLinear):
+class Int8Linear(CodesLinear):
     """W8A8 in integers with a static input scale, as SmoothQuant prepares it. Emulated.
 
     Args:
@@ -74,26 +90,12 @@ class Int8Linear(QuantizedLinear):
         bias: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = codes.shape
-        self.dtype = dtype
-        self.shift = 2.0**-8 if dtype is torch.float16 else 1.0
-        self.register_buffer("codes", codes.to(dtype) * self.shift)
-        self.register_buffer("weight_scale", weight_scale.float().reshape(-1))
+        super().__init__(codes, weight_scale, bias, dtype, pre_quant_scale)
         self.register_buffer("input_scale", input_scale.float().reshape(()))
-        self.register_buffer("pre_quant_scale", None if pre_quant_scale is None else pre_quant_scale.to(dtype))
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
-
-    def dense(self) -> torch.Tensor:
-        weight: torch.Tensor = self.codes.float() / self.shift * self.weight_scale.unsqueeze(1)
-        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale.float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x if self.pre_quant_scale is None else x * self.pre_quant_scale
-        codes = (x.float() / self.input_scale).round_().clamp_(-128, 127).to(self.dtype)
-        sums = functional.linear(codes.mul_(self.shift), self.codes).float() / self.shift**2
-        y = (sums * (self.weight_scale * self.input_scale)).to(self.dtype)
-        return y if self.bias is None else y + self.bias
+        codes = (self.rescaled(x).float() / self.input_scale).round_().clamp_(-128, 127).to(self.dtype)
+        return self.biased((self.sums(codes) * (self.weight_scale * self.input_scale)).to(self.dtype))
 
 
 class W4A8Linear(QuantizedLinear):
@@ -117,16 +119,12 @@ class W4A8Linear(QuantizedLinear):
         bias: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
+        super().__init__(tuple(weight.shape), dtype, bias, pre_quant_scale)
         codes = to_e4m3(weight, 1 / weight_scale_2.float())
         self.product = Fp8Linear(codes, weight_scale_2, input_scale, None, dtype)
-        self.register_buffer("pre_quant_scale", None if pre_quant_scale is None else pre_quant_scale.to(dtype))
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def dense(self) -> torch.Tensor:
-        weight = self.product.dense()
-        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale.float()
+        return self.whole(self.product.dense())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.product(x if self.pre_quant_scale is None else x * self.pre_quant_scale)
-        return y if self.bias is None else y + self.bias
+        return self.biased(self.product(self.rescaled(x)))

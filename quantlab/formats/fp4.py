@@ -21,7 +21,6 @@ Neighbours along the inputs share a byte here, along the outputs in ModelOpt's i
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from quantlab.formats.layers import E4M3_MAX, QuantizedLinear
@@ -88,26 +87,20 @@ class Nvfp4Linear(QuantizedLinear):
         bias: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = packed.shape[0], 2 * packed.shape[1]
-        self.dtype = dtype
+        super().__init__((packed.shape[0], 2 * packed.shape[1]), dtype, bias, pre_quant_scale)
         # A code times a scale reaches 2688 and float16 ends at 65504: powers of two on both sides keep sums inside.
         self.shift = 2.0**-10 if dtype is torch.float16 else 1.0
         codes = unpack_e2m1(packed) * spread(weight_scale.float())
         self.register_buffer("codes", (codes * self.shift).to(dtype))
         self.register_buffer("weight_scale_2", weight_scale_2.float().reshape(()))
         self.register_buffer("input_scale", input_scale.float().reshape(()))
-        self.register_buffer("pre_quant_scale", None if pre_quant_scale is None else pre_quant_scale.to(dtype))
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def dense(self) -> torch.Tensor:
-        weight: torch.Tensor = self.codes.float() / self.shift * self.weight_scale_2
-        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale.float()
+        return self.whole(self.codes.float() / self.shift * self.weight_scale_2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x if self.pre_quant_scale is None else x * self.pre_quant_scale
+        x = self.rescaled(x)
         scales = spread(block_scales(x, self.input_scale))
         codes = round_e2m1(x.float() / (scales * self.input_scale)) * scales
         sums = functional.linear((codes * self.shift).to(self.dtype), self.codes).float() / self.shift**2
-        y = (sums * (self.input_scale * self.weight_scale_2)).to(self.dtype)
-        return y if self.bias is None else y + self.bias
+        return self.biased((sums * (self.input_scale * self.weight_scale_2)).to(self.dtype))

@@ -43,9 +43,42 @@ def to_e4m3(x: torch.Tensor, inverse_scale: torch.Tensor) -> torch.Tensor:
 
 
 class QuantizedLinear(nn.Module, ABC):  # type: ignore[misc]
-    """A linear layer that computes with what was stored."""
+    """A linear layer that computes with what was stored.
+
+    Args:
+        shape: outputs and inputs.
+        dtype: type of what comes out.
+        bias: [outputs] or None.
+        pre_quant_scale: [inputs] or None; multiplies the input.
+    """
 
     bias: nn.Parameter | None
+    pre_quant_scale: torch.Tensor | None
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        bias: torch.Tensor | None,
+        pre_quant_scale: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.dtype = dtype
+        self.register_buffer("pre_quant_scale", None if pre_quant_scale is None else pre_quant_scale.to(dtype))
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+
+    def rescaled(self, x: torch.Tensor) -> torch.Tensor:
+        """The input as the weight wants it."""
+        return x if self.pre_quant_scale is None else x * self.pre_quant_scale
+
+    def biased(self, y: torch.Tensor) -> torch.Tensor:
+        """The product with the bias."""
+        return y if self.bias is None else y + self.bias
+
+    def whole(self, weight: torch.Tensor) -> torch.Tensor:
+        """A float32 weight [outputs, inputs] with the `pre_quant_scale` of its input in it."""
+        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale.float()
 
     @abstractmethod
     def dense(self) -> torch.Tensor:
@@ -78,9 +111,8 @@ class Fp8Linear(QuantizedLinear):
         *,
         native: bool = False,
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = codes.shape
-        self.dtype, self.native = dtype, native
+        super().__init__(tuple(codes.shape), dtype, bias)
+        self.native = native
         # float16 ends at 65504 and a sum of code products does not: a power of two on both sides keeps it exact.
         self.shift = 2.0**-8 if dtype is torch.float16 and not native else 1.0
         self.register_buffer("codes", self._stored(codes))
@@ -88,7 +120,6 @@ class Fp8Linear(QuantizedLinear):
         self.register_buffer("scale", weight_scale.float().reshape(-1) * input_scale.float() / self.shift**2)
         self.register_buffer("inverse_input_scale", 1 / input_scale.float().reshape(()))
         self.register_buffer("one", torch.ones((), device=codes.device))
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def _stored(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes as the product wants them: FP8 padded to whole tiles, or exact in `dtype`, converted once."""
@@ -104,8 +135,7 @@ class Fp8Linear(QuantizedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         codes = to_e4m3(x, self.inverse_input_scale)
-        y = self._product(codes) if self.native else self._emulated(codes)
-        return y if self.bias is None else y + self.bias
+        return self.biased(self._product(codes) if self.native else self._emulated(codes))
 
     def _emulated(self, codes: torch.Tensor) -> torch.Tensor:
         sums = functional.linear(codes.to(self.dtype).mul_(self.shift), self.codes)
@@ -149,20 +179,14 @@ class Int4Linear(QuantizedLinear):
         bias: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
+        super().__init__(tuple(weight.shape), dtype, bias, pre_quant_scale)
         self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-        self.register_buffer("pre_quant_scale", None if pre_quant_scale is None else pre_quant_scale.to(dtype))
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def dense(self) -> torch.Tensor:
-        weight: torch.Tensor = self.weight.float()
-        return weight if self.pre_quant_scale is None else weight * self.pre_quant_scale.float()
+        return self.whole(self.weight.float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.pre_quant_scale is not None:
-            x = x * self.pre_quant_scale
-        return functional.linear(x, self.weight, self.bias)
+        return functional.linear(self.rescaled(x), self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, pre_quant_scale={self.pre_quant_scale is not None}"

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from quantlab.formats.fp4 import VALUES, round_e2m1
@@ -69,12 +68,10 @@ class MxLinear(QuantizedLinear):
     def __init__(
         self, codes: torch.Tensor, exponents: torch.Tensor, end: float, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = codes.shape
-        self.dtype, self.end = dtype, end
+        super().__init__(tuple(codes.shape), dtype, bias)
+        self.end = end
         inner = torch.float32 if dtype is torch.float16 else dtype
         self.register_buffer("weight", (codes.float() * spread(unit(exponents))).to(inner))
-        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def dense(self) -> torch.Tensor:
         weight: torch.Tensor = self.weight.float()
@@ -83,5 +80,4 @@ class MxLinear(QuantizedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scales = spread(powers(x, self.end))
         codes = ROUNDING[self.end](x.float() / scales) * scales
-        y = functional.linear(codes.to(self.weight.dtype), self.weight).to(self.dtype)
-        return y if self.bias is None else y + self.bias
+        return self.biased(functional.linear(codes.to(self.weight.dtype), self.weight).to(self.dtype))

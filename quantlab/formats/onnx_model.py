@@ -6,6 +6,8 @@ file is part of the record and is looked at each time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from quantlab.worker import Reporter
 
 RECORD, CONFIG = "quantlab_onnx.json", "genai_config.json"
+INSTALL = "pip install -c environments/ortgenai.txt onnx"
 PROTOCOL = 1
 """Raised by hand when quantlab writes another graph for the same job."""
 
@@ -63,14 +66,25 @@ def write(job: OnnxJob) -> OnnxModel:
     """
     if (found := usable(Path(job.into), job)) is not None:
         return found
-    try:
+    with needs_onnx("ONNX"):
         from quantlab.formats.onnx_export import export
+    return export(job)
+
+
+@contextmanager
+def needs_onnx(place: str) -> Iterator[None]:
+    """What is imported inside needs the package onnx.
+
+    Raises:
+        NoAccess: it is not installed in this Python.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
-        cure = "pip install -c environments/ortgenai.txt onnx"
-        raise NoAccess("the package onnx is not installed in this Python.", place="ONNX", cure=cure) from None
-    return export(job)
+        cure = f"`quantlab engines setup ortgenai` makes an environment with it; or {INSTALL}"
+        raise NoAccess("the package onnx is not installed in this Python.", place=place, cure=cure) from None
 
 
 def placeless(job: OnnxJob) -> OnnxJob:

@@ -20,6 +20,7 @@ thing scored is the thing timed, whichever SDK is behind it.
     sights      pictures for the canary
     blocks      how requests are cut into blocks
     journal     blocks that were answered, so that a kill costs one block
+    durable     the same for throughput cells
     items       lm-eval's samples -> one row an item
     estimates   a mean with its uncertainty
     accuracy    a suite on one session -> scores and the item table
@@ -30,7 +31,7 @@ thing scored is the thing timed, whichever SDK is behind it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,7 @@ import msgspec
 
 from quantlab.engines import Session
 from quantlab.errors import BadInput
+from quantlab.measure.durable import Durable
 from quantlab.records import MeasureJob, Suite
 
 
@@ -60,6 +62,8 @@ class Bench:
     tokenizer: Any
     """A transformers tokenizer: the checkpoint's own."""
     reporter: Reporter
+    cells: Durable = field(default_factory=Durable)
+    """Throughput cells that an earlier attempt finished."""
 
     @property
     def folder(self) -> Path:

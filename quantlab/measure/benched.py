@@ -22,6 +22,7 @@ from quantlab.engines import Bencher, Timed
 from quantlab.errors import BadInput
 from quantlab.measure import Measured, Reporter
 from quantlab.measure.doubts import ordinary_tokens
+from quantlab.measure.durable import Durable
 from quantlab.measure.inflight import knees
 from quantlab.measure.steady import median, variation
 from quantlab.records import Cell, LoadCell, MeasureJob, Number, Percentiles, Throughput
@@ -39,8 +40,8 @@ def is_benched(engine: object, spec: MeasureJob, reporter: Reporter) -> bool:
     return why is None
 
 
-def throughput(engine: Bencher, spec: MeasureJob, tokenizer: Any, reporter: Reporter) -> Measured:
-    """Measure every cell of the grid; a cell that fails keeps its place, with the reason.
+def throughput(engine: Bencher, spec: MeasureJob, tokenizer: Any, reporter: Reporter, kept: Durable) -> Measured:
+    """Measure every cell of the grid; a cell that fails keeps its place, with the reason. `kept`: of earlier attempts.
 
     Raises:
         BadInput: the job has no grid. Broken: something else was timed than was meant.
@@ -51,19 +52,19 @@ def throughput(engine: Bencher, spec: MeasureJob, tokenizer: Any, reporter: Repo
     shapes = list(product(spec.grid.isl, spec.grid.osl, spec.grid.batch))
     vocabulary, folder = ordinary_tokens(tokenizer), Path(spec.folder) / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    cells = []
+    cells: list[Cell] = []
     for place, shape in enumerate(shapes):
         reporter.progress(STAGE, place, len(shapes), "{} in, {} out, {} in flight".format(*shape))
-        runs = _runs(engine, spec, shape, vocabulary, folder)
-        cells.append(_failed(shape, runs) if isinstance(runs, str) else _cell(spec, shape, runs))
+        make = partial(_timed, engine, spec, shape, vocabulary, folder)
+        cells.append(kept.one(("bench", place), Cell, make))
     reporter.progress(STAGE, len(shapes), len(shapes), "")
-    load = tuple(_loads(engine, spec, vocabulary, folder, reporter))
+    load = tuple(_loads(engine, spec, vocabulary, folder, reporter, kept))
     record = Throughput(
         grid=spec.grid_name,
         cells=tuple(cells),
         numerics=spec.artifact.numerics,
         device=_device(spec),
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(time.monotonic() - started + kept.seconds, 3),
         source="; ".join(dict.fromkeys(engine.bench_source(batch) for _, _, batch in shapes)),
         load=load,
         knees=knees(load),
@@ -72,19 +73,25 @@ def throughput(engine: Bencher, spec: MeasureJob, tokenizer: Any, reporter: Repo
 
 
 def _loads(
-    engine: Bencher, spec: MeasureJob, vocabulary: list[int], folder: Path, reporter: Reporter
+    engine: Bencher, spec: MeasureJob, vocabulary: list[int], folder: Path, reporter: Reporter, kept: Durable
 ) -> Iterator[LoadCell]:
     """The sweep over requests in flight. The tool says how many were, and not how many of them waited."""
     assert spec.grid is not None
     shapes = list(product(spec.grid.isl, spec.grid.osl, spec.grid.concurrency))
     for place, (isl, osl, load) in enumerate(shapes):
         reporter.progress(STAGE, place, len(shapes), f"{isl} in, {osl} out, {load} in flight")
-        runs = _runs(engine, spec, (isl, osl, load), vocabulary, folder)
-        at = LoadCell(isl=isl, osl=osl, concurrency=load, mode="offline", source=engine.bench_source(load))
-        if isinstance(runs, str):
-            yield msgspec.structs.replace(at, valid=False, reason=runs)
-        else:
-            yield _load_cell(at, runs, spec)
+        make = partial(_load, engine, spec, (isl, osl, load), vocabulary, folder)
+        yield kept.one(("bench in flight", place), LoadCell, make)
+
+
+def _load(
+    engine: Bencher, spec: MeasureJob, shape: tuple[int, int, int], vocabulary: list[int], folder: Path
+) -> LoadCell:
+    runs, (isl, osl, load) = _runs(engine, spec, shape, vocabulary, folder), shape
+    at = LoadCell(isl=isl, osl=osl, concurrency=load, mode="offline", source=engine.bench_source(load))
+    if isinstance(runs, str):
+        return msgspec.structs.replace(at, valid=False, reason=runs)
+    return _load_cell(at, runs, spec)
 
 
 def _load_cell(at: LoadCell, runs: list[Timed], spec: MeasureJob) -> LoadCell:
@@ -126,6 +133,11 @@ def _runs(
             return timed
         runs.append(timed)
     return runs
+
+
+def _timed(engine: Bencher, spec: MeasureJob, shape: tuple[int, int, int], vocabulary: list[int], folder: Path) -> Cell:
+    runs = _runs(engine, spec, shape, vocabulary, folder)
+    return _failed(shape, runs) if isinstance(runs, str) else _cell(spec, shape, runs)
 
 
 def _failed(shape: tuple[int, int, int], reason: str) -> Cell:

@@ -42,9 +42,8 @@ def load_cells(bench: Bench, grid: Grid, fallen: dict[int, str]) -> tuple[LoadCe
     cells = []
     for place, (isl, osl, load) in enumerate(shapes):
         bench.reporter.progress("throughput", place, len(shapes), f"{isl} in, {osl} out, {load} in flight")
-        if load not in fallen and isinstance(bench.session, InFlight):
-            fallen[load] = falls_apart(bench, load)
-        cells.append(_cell(bench, grid, isl, osl, load, fallen.get(load, "")))
+        make = partial(_cell, bench, grid, isl, osl, load, fallen)
+        cells.append(bench.cells.one(("in flight", place), LoadCell, make))
     if shapes:
         bench.reporter.progress("throughput", len(shapes), len(shapes), "")
     return tuple(cells)
@@ -85,9 +84,11 @@ def _latency(cell: LoadCell) -> float:
     return cell.latency.p50 if cell.latency else cell.concurrency * cell.osl / _rate(cell)
 
 
-def _cell(bench: Bench, grid: Grid, isl: int, osl: int, load: int, fallen: str) -> LoadCell:
+def _cell(bench: Bench, grid: Grid, isl: int, osl: int, load: int, fallen: dict[int, str]) -> LoadCell:
+    if load not in fallen and isinstance(bench.session, InFlight):
+        fallen[load] = falls_apart(bench, load)
     try:
-        require_possible(bench, isl, osl, fallen)
+        require_possible(bench, isl, osl, fallen.get(load, ""))
         if not isinstance(bench.session, InFlight):
             raise Failed(f"engine {bench.spec.engine} serves static batches only: no request joins a running one")
         windows, power = _measured(bench, bench.session.flow(), grid, isl, osl, load)

@@ -56,6 +56,10 @@ class Journal:
     ) -> None:
         os.close(self._file)
 
+    def __len__(self) -> int:
+        """Blocks that are there."""
+        return len(self._blocks)
+
     def get(self, block: str) -> list[Any] | None:
         """The block's answers, or None if it was never finished."""
         return self._blocks.get(block)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def pictured(
     for place, (shape, images) in enumerate(asked):
         text = f"{images} pictures, {shape[0]} in, {shape[1]} out, batch {shape[2]}"
         bench.reporter.progress("throughput", place, len(asked), text)
-        found.append(_one(bench, grid, shape, images, cell, fresh))
+        make = partial(_one, bench, grid, shape, images, cell, fresh)
+        found.append(bench.cells.one(("pictures", place), PictureCell, make))
     return tuple(found)
 
 

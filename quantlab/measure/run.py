@@ -1,10 +1,10 @@
 """The measuring child: open the engine once, go through the stages in order, send each result as it is
 finished.
 
-Loading a checkpoint takes as long as measuring a small suite, so all stages share one session. A stage that
-is sent is safe: the parent writes it into the ledger at once, and a kill loses only the stage at work (and of
-the accuracy stage only the block at work, see journal.py). A broken checkpoint must not cost an evaluation:
-when the canary fails or the distribution has collapsed, that record is sent and nothing else is started.
+Loading a checkpoint takes as long as measuring a small suite, so all stages share one session. A stage that is sent is
+safe: the parent writes it into the ledger at once, and a kill loses only the stage at work: of the accuracy stage only
+the block at work (journal.py), of throughput only the cell (durable.py). A broken checkpoint must not cost an
+evaluation: when the canary fails or the distribution has collapsed, that record is sent and nothing else is started.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from quantlab.engines import Bencher, Engine, engine
 from quantlab.errors import BadInput
 from quantlab.measure import Bench, Measured, Reporter
 from quantlab.measure.benched import is_benched, throughput
+from quantlab.measure.durable import Durable, durable
 from quantlab.measure.halving import Halving
 from quantlab.measure.served import is_served, with_served
 from quantlab.records import Artifact, Canary, Fidelity, MeasureJob, Throughput
@@ -47,21 +48,28 @@ def run(spec: MeasureJob, reporter: Reporter) -> dict[str, list[str]]:
         QuantlabError: of the stage that could not be measured; what was sent before it stands.
     """
     _quiet()
+    with durable(spec, reporter) as cells:
+        return {"done": _measured(spec, reporter, cells)}
+
+
+def _measured(spec: MeasureJob, reporter: Reporter, cells: Durable) -> list[str]:
     tokenizer = tokenizer_of(spec.artifact)
     done: list[str] = []
     made = engine(spec.engine)
     apart = cast(Bencher, made) if is_benched(made, spec, reporter) else None
-    stages = [stage for stage in spec.stages if apart is None or stage != "throughput"]
-    held: list[Throughput] = []
-    if stages and not _on_session(made, spec, stages, tokenizer, reporter, done, held):
-        return {"done": done}
-    if apart is not None:
-        held.append(cast(Throughput, throughput(apart, spec, tokenizer, reporter)[0]))
+    before = cells.whole() if is_served(spec) and "throughput" in spec.stages else None
+    stages = [each for each in spec.stages if each != "throughput" or (apart is None and before is None)]
+    held = [] if before is None else [before]
+    if stages and not _on_session(made, spec, stages, tokenizer, reporter, done, held, cells):
+        return done
+    if apart is not None and before is None:
+        held.append(cast(Throughput, throughput(apart, spec, tokenizer, reporter, cells)[0]))
     for record in held:
-        whole = with_served(record, made, spec, reporter) if is_served(spec) else record
+        cells.keep_whole(record)
+        whole = with_served(record, made, spec, reporter, cells) if is_served(spec) else record
         reporter.result("throughput", whole, {})
         done.append("throughput")
-    return {"done": done}
+    return done
 
 
 def _on_session(
@@ -72,6 +80,7 @@ def _on_session(
     reporter: Reporter,
     done: list[str],
     held: list[Throughput],
+    cells: Durable,
 ) -> bool:
     """Measure `stages` on one session and add them to `done`; False when the canary failed.
 
@@ -80,7 +89,7 @@ def _on_session(
     with made.open(spec.artifact, spec.config) as session:
         for stage in stages:
             patient = Halving(session, partial(reporter.note, stage))
-            bench = Bench(spec, session if stage == "throughput" else patient, tokenizer, reporter)
+            bench = Bench(spec, session if stage == "throughput" else patient, tokenizer, reporter, cells)
             record, files = _function(stage)(bench)
             record = _noted(record, patient.notes)
             if isinstance(record, Throughput) and is_served(spec):

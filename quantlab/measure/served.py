@@ -22,6 +22,7 @@ from quantlab.engines import Engine
 from quantlab.engines.serving import Server, Serving
 from quantlab.measure import Reporter
 from quantlab.measure.aiperf import Load, Unbelieved, command, environment, read, tokenizer_cache
+from quantlab.measure.durable import Durable
 from quantlab.measure.inflight import LEAST_REQUESTS, knees
 from quantlab.measure.server import NotServed, require_healthy, serving
 from quantlab.records import LoadCell, MeasureJob, Throughput
@@ -37,13 +38,15 @@ def is_served(spec: MeasureJob) -> bool:
     return spec.grid is not None and spec.grid.served and spec.artifact.numerics != "simulated"
 
 
-def with_served(record: Throughput, engine: Engine, spec: MeasureJob, reporter: Reporter) -> Throughput:
-    """The record with the served cells and their knees behind its own."""
-    load = (*record.load, *_cells(engine, spec, reporter))
+def with_served(
+    record: Throughput, engine: Engine, spec: MeasureJob, reporter: Reporter, cells: Durable | None = None
+) -> Throughput:
+    """The record with the served cells and their knees behind its own. `cells`: those of earlier attempts."""
+    load = (*record.load, *_cells(engine, spec, reporter, cells or Durable()))
     return msgspec.structs.replace(record, load=load, knees=knees(load))
 
 
-def _cells(engine: Engine, spec: MeasureJob, reporter: Reporter) -> list[LoadCell]:
+def _cells(engine: Engine, spec: MeasureJob, reporter: Reporter, cells: Durable) -> list[LoadCell]:
     assert spec.grid is not None
     loads = [_load(spec, isl, osl, n) for isl, osl, n in product(spec.grid.isl, spec.grid.osl, spec.grid.concurrency)]
     if not isinstance(engine, Serving):
@@ -52,7 +55,7 @@ def _cells(engine: Engine, spec: MeasureJob, reporter: Reporter) -> list[LoadCel
         return [_invalid(load, "there is no load generator: `quantlab engines setup aiperf`") for load in loads]
     folder = Path(spec.folder).absolute() / "served"
     folder.mkdir(parents=True, exist_ok=True)
-    return list(_measured(engine, spec, loads, folder, reporter))
+    return list(_measured(engine, spec, loads, folder, reporter, cells))
 
 
 def _load(spec: MeasureJob, isl: int, osl: int, concurrency: int) -> Load:
@@ -62,7 +65,7 @@ def _load(spec: MeasureJob, isl: int, osl: int, concurrency: int) -> Load:
 
 
 def _measured(
-    engine: Serving, spec: MeasureJob, loads: list[Load], folder: Path, reporter: Reporter
+    engine: Serving, spec: MeasureJob, loads: list[Load], folder: Path, reporter: Reporter, cells: Durable
 ) -> Iterator[LoadCell]:
     """Every load on one server; when that does not come up, or dies, the cells that are left say why."""
     cache = folder / "tokenizer"
@@ -77,7 +80,7 @@ def _measured(
                 said = f"served: {load.isl} in, {load.osl} out, {load.concurrency} in flight"
                 reporter.progress(STAGE, len(loads) - len(left), len(loads), said)
                 require_healthy(url, folder / "server.txt")
-                yield _one(spec, url, model, load, folder, cache)
+                yield cells.one(("served", load), LoadCell, partial(_one, spec, url, model, load, folder, cache))
                 left.pop(0)
     except NotServed as error:
         yield from (_invalid(load, str(error)) for load in left)

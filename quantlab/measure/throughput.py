@@ -63,7 +63,8 @@ def throughput(bench: Bench) -> Measured:
     fallen: dict[int, str] = {}
     for place, (isl, osl, batch) in enumerate(shapes):
         bench.reporter.progress("throughput", place, len(shapes), f"{isl} in, {osl} out, batch {batch}")
-        cells += _cells(bench, isl, osl, batch, grid, fallen)
+        make = partial(_cells, bench, isl, osl, batch, grid, fallen)
+        cells += bench.cells.once(("batch", place), Cell, make)
     pictures = (
         pictured(bench, grid, shapes, lambda shape, ask: _cell(bench, *shape, grid, "", ask)) if grid.images else ()
     )
@@ -75,8 +76,8 @@ def throughput(bench: Bench) -> Measured:
         pictures=pictures,
         numerics=bench.spec.artifact.numerics,
         device=bench.session.device,
-        peak_bytes=peak_bytes(),
-        seconds=round(time.monotonic() - started, 3),
+        peak_bytes=max(peak_bytes(), bench.cells.peak_bytes),
+        seconds=round(time.monotonic() - started + bench.cells.seconds, 3),
         load=load,
         knees=knees(load),
     )

@@ -52,7 +52,9 @@ def predict(wanted: Wanted, cells: Sequence[Cell], bands: Bands | None = None) -
 def attempts(wanted: Wanted, cells: Sequence[Cell], bands: Bands | None = None) -> dict[str, Prediction | str]:
     """Tier -> what it says, whichever is the best; or why it says nothing."""
     bands = shipped() if bands is None else bands
-    same = [cell for cell in cells if (cell.engine, cell.format) == (wanted.engine, wanted.format) and cell.sound]
+    seeing = bool(wanted.point.images)  # pictures bring an encoder and layers of their own: another line
+    alike = [cell for cell in cells if bool(cell.point.images) == seeing and cell.sound]
+    same = [cell for cell in alike if (cell.engine, cell.format) == (wanted.engine, wanted.format)]
     own = [cell for cell in same if cell.group == wanted.group]
     near, far = fit(own), fit(same, by_group=True)
     return {
