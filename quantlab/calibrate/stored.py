@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantlab import weights as folders
 from quantlab.errors import Broken
 from quantlab.formats import names
 
@@ -52,17 +53,35 @@ class Stored:
             first, last, _ = rows.indices(shape[0])
             row = (end - begin) // shape[0]
             shape[0], begin, end = last - first, begin + first * row, begin + last * row
-        if begin == end:
-            return torch.empty(shape, dtype=TYPES[one["dtype"]])
-        with (self.folder / one["file"]).open("rb") as stream:
-            stream.seek(self._begin(one["file"]) + begin)
-            data = bytearray(end - begin)
-            stream.readinto(data)
-        return torch.frombuffer(data, dtype=TYPES[one["dtype"]]).reshape(shape)
+        return _tensor(self.folder / one["file"], self._begin(one["file"]) + begin, end - begin, shape, one["dtype"])
 
     def _begin(self, file: str) -> int:
-        """Where the tensors of a file begin: after eight bytes of length and the header."""
+        """Where the tensors of a file begin."""
         if file not in self._begins:
-            with (self.folder / file).open("rb") as stream:
-                self._begins[file] = 8 + int.from_bytes(stream.read(8), "little")
+            self._begins[file] = _begin(self.folder / file)
         return self._begins[file]
+
+
+def held(file: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file. They stay when it is taken away."""
+    start, found = _begin(file), {}
+    for name, one in folders.header(file).items():
+        begin, end = one["data_offsets"]
+        found[name] = _tensor(file, start + begin, end - begin, one["shape"], one["dtype"])
+    return found
+
+
+def _begin(file: Path) -> int:
+    """Tensors begin after eight bytes of length and the header."""
+    with file.open("rb") as stream:
+        return 8 + int.from_bytes(stream.read(8), "little")
+
+
+def _tensor(file: Path, begin: int, size: int, shape: list[int], dtype: str) -> Tensor:
+    if not size:
+        return torch.empty(shape, dtype=TYPES[dtype])
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        data = bytearray(size)
+        stream.readinto(data)
+    return torch.frombuffer(data, dtype=TYPES[dtype]).reshape(shape)

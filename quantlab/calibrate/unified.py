@@ -18,6 +18,7 @@ from quantlab import weights as folders
 from quantlab.calibrate.quantizers import word
 from quantlab.calibrate.stored import TYPES, Stored
 from quantlab.errors import Broken, Refused
+from quantlab.formats import names
 
 PART_ELEMENTS = 1 << 24
 """Of a large tensor that are copied at once."""
@@ -36,11 +37,11 @@ def write(model: Any, stored: torch.dtype, recipe_name: str, folder: Path, prefi
     """
     from modelopt.torch.export import export_hf_checkpoint
 
-    used = next(model.parameters()).dtype
+    used, kind = next(model.parameters()).dtype, type(model).__name__
     save = model.save_pretrained
 
     def save_as_stored(into: Path, state_dict: dict[str, torch.Tensor], **options: Any) -> None:
-        kept = {name: each for name, each in state_dict.items() if name.startswith(prefix)}
+        kept = {name: each for name, each in state_dict.items() if names.inside(name, kind).startswith(prefix)}
         save(into, state_dict={name: _stored(name, each, stored) for name, each in kept.items()}, **options)
 
     model.save_pretrained = save_as_stored
@@ -62,23 +63,25 @@ def _stored(name: str, tensor: torch.Tensor, stored: torch.dtype) -> torch.Tenso
     return tensor if scale or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16) else tensor.to(stored)
 
 
-def copy(source: Stored, names: Sequence[str], stored: torch.dtype, file: Path) -> list[str]:
-    """Write tensors of the source in the stored type to a safetensors file, one in memory at a time."""
+def copy(source: Stored, tensors: Sequence[str], stored: torch.dtype, file: Path) -> list[str]:
+    """Write tensors of the source in the stored type to a safetensors file, one in memory at a time; returns what they
+    are called there, which is what the source calls them."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at, word_of = 0, {kind: name for name, kind in TYPES.items()}
-    for name in names:
+    called = [str(source.headers[name]["stored"]) for name in tensors]
+    for name, word_there in zip(tensors, called, strict=True):
         shape, size = source.headers[name]["shape"], stored.itemsize
         end = at + size * torch.Size(shape).numel()
-        header[name] = {"dtype": word_of[stored], "shape": shape, "data_offsets": [at, end]}
+        header[word_there] = {"dtype": word_of[stored], "shape": shape, "data_offsets": [at, end]}
         at = end
     data = json.dumps(header).encode()
     data += b" " * (-len(data) % 8)
     with file.open("wb") as stream:
         stream.write(len(data).to_bytes(8, "little") + data)
-        for name in names:
+        for name in tensors:
             for part in _parts(source, name):
                 stream.write(part.to(stored).contiguous().view(torch.uint8).numpy().tobytes())
-    return list(names)
+    return called
 
 
 def _parts(source: Stored, name: str) -> Iterator[torch.Tensor]:
