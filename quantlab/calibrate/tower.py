@@ -7,7 +7,7 @@ than all else together. A block reads those of one batch at a time; the blocks b
 Two habits of the tower decide how much memory that takes. Its weights (3.6 GB in float32) would be the largest thing
 of all, so on a CPU each of its layers is read when it is reached and dropped behind; on a GPU they stay, because there
 looking takes less time than reading. And transformers keeps what comes out of all 32 layers, of which five are used:
-1.1 GB a picture, so it looks at one picture at a time.
+1.1 GB a picture, so it looks at one sample's at a time.
 """
 
 from __future__ import annotations
