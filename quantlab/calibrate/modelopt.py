@@ -24,7 +24,7 @@ from torch import nn
 
 from quantlab import weights as folders
 from quantlab.calibrate import accounting, folded, layerwise, mixed, presets, probe, quantizers, source, unified
-from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed
+from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed, return_large
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
 from quantlab.calibrate.shared import Passes
@@ -103,6 +103,7 @@ def run(
         Broken: weights that are not finite, or a quantizer that saw no data.
     """
     clock, common = accounting.Clock(), common or Common()
+    return_large()
     common.check(spec.weights.path, reporter)
     if spec.recipe.preset is None:
         return accounting.baseline(spec, clock)
