@@ -105,7 +105,7 @@ def random_mllama(folder: Path, layers: int, hidden: int) -> Path:
     config = json.loads((source / "config.json").read_text())
     config["text_config"] |= {
         "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "cross_attention_layers": list(range(3, layers, 5)),
+        "num_key_value_heads": 16, "cross_attention_layers": list(range(3, layers, 5)), "max_position_embeddings": 1024,
     }  # fmt: skip
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)

@@ -1,6 +1,6 @@
 """What calibrating takes when one decoder block is held at a time instead of the whole model.
 
-    block    libraries + hidden states + one block + copies of its largest layer + one batch's activations
+    block    libraries + hidden states + one block + what working on it takes (costs.py)
     look     libraries + one layer of the vision tower and its tables + one picture on its way + the batch's states
     head     libraries + hidden states + some rows of the output head
 
@@ -64,7 +64,7 @@ def blockwise(
     hidden = sizes.shape.hidden if sizes.shape else min(layer.inputs for layer in sizes.layers)
     states = 2 * fed * batch.tokens * hidden * width if batch and cpu else 0  # beside a GPU: in the machine's memory
     largest = max(blocks.values()) * width
-    block = largest + costs.copies(sizes) + costs.activations(recipe, batch, sizes.shape, width)
+    block = largest + costs.work(recipe, sizes, batch, width)
     look = _look(eye, batch.samples if batch else PROBED, width)
     peak = libraries + max(block + states, look, 2 * HEAD_ROWS * hidden * width + states)
     seen = eye.states(width) * (fed + PROBED) if eye else 0

@@ -5,7 +5,7 @@ The peak is the largest of three stages. What each holds was found by watching r
     load      libraries + all weights in the type of the arithmetic + the files in theirs: they are mapped while they
               are read, and the kernel counts mapped pages. On a GPU they are counted in the machine's memory instead.
     look      with images: the vision tower, whose code keeps what comes out of every layer
-    measure   libraries + all weights + activations of one batch + copies of the largest layer
+    measure   libraries + all weights + activations of one batch, or copies of the largest layer; in AWQ's search both
 
 The export holds no more than these: codes take the place of weights one layer at a time.
 
@@ -25,11 +25,11 @@ from quantlab.records import Calibration, Recipe, Shape
 from quantlab.sight import Eye
 from quantlab.sizes import Sizes
 
-LIBRARIES_BYTES, GPU_LIBRARIES_BYTES = 650_000_000, 50_000_000
-"""A child with torch, transformers and ModelOpt before it has read a weight: 0.62 to 0.66 GB of memory. What they allocate
-on a GPU is little; CUDA's own context is not in these figures."""
-COPIES = 3
-"""Of the largest layer, in float32, while it is rounded. 3.0 measured on a CPU, 2 on an H100."""
+LIBRARIES_BYTES, GPU_LIBRARIES_BYTES = 650_000_000, 500_000_000
+"""A child with torch, transformers and ModelOpt before it has read a weight: 0.62 to 0.66 GB of memory. On a GPU: the
+context of CUDA, about so much; torch does not count it, so a measured `peak_gpu_bytes` is without."""
+COPIES, SEARCH_COPIES = 3, 2
+"""Of the largest layer, in float32, while it is rounded (measured on a CPU), and during AWQ's search (on an H100)."""
 PARALLEL = 8
 """Samples in a batch where a batch costs nothing by itself (calibrate/feed.py)."""
 SHARE = 0.5
@@ -108,9 +108,12 @@ def activations(recipe: Recipe, batch: Batch | None, shape: Shape | None, width:
     return batch.samples * (text + seen) * width
 
 
-def copies(sizes: Sizes) -> int:
-    """Bytes beside the weights while the largest layer is rounded."""
-    return COPIES * 4 * max((layer.outputs * layer.inputs for layer in sizes.layers), default=0)
+def work(recipe: Recipe, sizes: Sizes, batch: Batch | None, width: int) -> int:
+    """Bytes beside the weights: AWQ rounds the largest layer while a batch goes through it; all others measure first,
+    with nothing rounded, and round when only the probe's few tokens go through."""
+    largest = max((layer.outputs * layer.inputs for layer in sizes.layers), default=0)
+    fed = activations(recipe, batch, sizes.shape, width)
+    return fed + SEARCH_COPIES * 4 * largest if searches(recipe) else max(fed, COPIES * 4 * largest)
 
 
 def whole(recipe: Recipe, sizes: Sizes, eye: Eye | None, memory: int, *, cpu: bool) -> Memory:
@@ -129,8 +132,8 @@ def whole(recipe: Recipe, sizes: Sizes, eye: Eye | None, memory: int, *, cpu: bo
         return Memory(held, 0, 0)
     batch = batch_of(recipe, sizes.shape, eye, max(memory - held, 0))
     look = eye.looking(width) * batch.samples if eye and batch else 0
-    measure = activations(recipe, batch, sizes.shape, width) + copies(sizes)
-    return Memory(held + (2 * sizes.total if cpu else 0), held + look, held + measure)
+    mapped = 2 * sizes.total if cpu else 0
+    return Memory(held + mapped, held + look, held + work(recipe, sizes, batch, width))
 
 
 def sentence(recipe: Recipe, found: Memory, sizes: Sizes, *, cpu: bool) -> str:

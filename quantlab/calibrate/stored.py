@@ -6,6 +6,7 @@ them counted. A read tensor is a tensor, and gone when it is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16
          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
          "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 """By the names in a safetensors header."""
+PART_ELEMENTS = 1 << 24
+"""Of a large tensor that are in memory at once where it is read in parts."""
 
 
 class Stored:
@@ -54,6 +57,15 @@ class Stored:
             row = (end - begin) // shape[0]
             shape[0], begin, end = last - first, begin + first * row, begin + last * row
         return _tensor(self.folder / one["file"], self._begin(one["file"]) + begin, end - begin, shape, one["dtype"])
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """A tensor, some of its rows at a time where it is a large matrix."""
+        shape = self.headers[name]["shape"]
+        if len(shape) < 2:
+            yield self.read(name)
+            return
+        step = max(1, PART_ELEMENTS // max(1, torch.Size(shape[1:]).numel()))
+        yield from (self.read(name, slice(first, first + step)) for first in range(0, shape[0], step))
 
     def _begin(self, file: str) -> int:
         """Where the tensors of a file begin."""

@@ -6,7 +6,7 @@ It packs the weights in place; the live model is useless afterwards, so the prob
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,6 @@ from quantlab.calibrate.quantizers import word
 from quantlab.calibrate.stored import TYPES, Stored
 from quantlab.errors import Broken, Refused
 from quantlab.formats import names
-
-PART_ELEMENTS = 1 << 24
-"""Of a large tensor that are copied at once."""
 
 
 def write(model: Any, stored: torch.dtype, recipe_name: str, folder: Path, prefix: str = "") -> None:
@@ -79,19 +76,9 @@ def copy(source: Stored, tensors: Sequence[str], stored: torch.dtype, file: Path
     with file.open("wb") as stream:
         stream.write(len(data).to_bytes(8, "little") + data)
         for name in tensors:
-            for part in _parts(source, name):
+            for part in source.parts(name):
                 stream.write(part.to(stored).contiguous().view(torch.uint8).numpy().tobytes())
     return called
-
-
-def _parts(source: Stored, name: str) -> Iterator[torch.Tensor]:
-    """A tensor, some of its rows at a time where it is a large matrix."""
-    shape = source.headers[name]["shape"]
-    step = max(1, PART_ELEMENTS // max(1, torch.Size(shape[1:]).numel()))
-    if len(shape) < 2:
-        yield source.read(name)
-        return
-    yield from (source.read(name, slice(first, first + step)) for first in range(0, shape[0], step))
 
 
 def join(parts: Sequence[Path], folder: Path, recipe_name: str) -> None:
