@@ -3,10 +3,10 @@
     python benchmarks/layerwise.py [--recipe fp8] [--layers 32] [--images] [--out benchmarks/results/layerwise.json]
 
 The model is a Llama of random weights, because memory does not ask what they are: 32 blocks of 16.8 million weights,
-1.1 GB in bfloat16, 2.1 GB in the float32 that a CPU computes in. With --images it is a Llama 3.2 Vision: the same blocks,
-every fifth a cross-attention block, behind the vision tower of mllama-easyvqa. Reported are the peak of resident memory as the kernel
-counted it (VmHWM of the child, what `peak_bytes` of the record is), the same above a child that only imports the SDKs,
-what `plan` had predicted, and whether all tensors of the two exports are equal.
+1.1 GB in bfloat16, 2.1 GB in the float32 that a CPU computes in. With --images it is a Llama 3.2 Vision: the same
+blocks, every fifth a cross-attention block, behind the vision tower of mllama-easyvqa. Reported are the peak of
+resident memory as the kernel counted it (VmHWM of the child, what `peak_bytes` of the record is), the same above a
+child that only imports the SDKs, what `plan` had predicted, and whether all tensors of the two exports are equal.
 """
 
 from __future__ import annotations

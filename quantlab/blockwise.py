@@ -17,7 +17,7 @@ from collections import Counter
 import msgspec
 
 from quantlab import costs
-from quantlab.formats.blocks import NAMED
+from quantlab.formats.names import BLOCKS
 from quantlab.records import Recipe
 from quantlab.sight import Eye
 from quantlab.sizes import Layer, Sizes
@@ -56,7 +56,7 @@ def blockwise(
         cpu: float32 in the machine's memory, instead of 16 bit on a GPU.
     """
     blocks = _blocks(sizes.layers)
-    if recipe.preset is None or recipe.export == "folded" or architecture not in NAMED or not blocks:
+    if recipe.preset is None or recipe.export == "folded" or architecture not in BLOCKS or not blocks:
         return None
     width, libraries = (4, costs.LIBRARIES_BYTES) if cpu else (2, costs.GPU_LIBRARIES_BYTES)
     batch = costs.batch_of(recipe, sizes.shape, eye, max(memory - libraries, 0))

@@ -33,7 +33,7 @@ COPIES, SEARCH_COPIES = 3, 2
 PARALLEL = 8
 """Samples in a batch where a batch costs nothing by itself (calibrate/feed.py)."""
 SHARE = 0.5
-"""Of the free memory that a batch of AWQ may take, counted at SEARCHED numbers of float32 a token (calibrate/feed.py)."""
+"""Of the free memory that AWQ's batch may take, counted at SEARCHED numbers of float32 a token (calibrate/feed.py)."""
 SEARCHED = 12
 QUESTION = 64
 """Tokens about a picture; the sets' own are not read for a plan."""
@@ -156,7 +156,7 @@ def seconds(recipe: Recipe, sizes: Sizes, eye: Eye | None, cores: int) -> tuple[
     if not (cores and passes and asked):
         return None
     linear = sum(each.outputs * each.inputs for each in sizes.layers)
-    words = f"on {cores} idle cores in float32 (40 GFLOP/s each); less with bf16 units, several times as much on busy cores."
+    words = f"on {cores} idle cores in float32 (40 GFLOP/s each); less with bf16 units, more on busy cores."
     if eye is None or sizes.shape is None:
         tokens = asked.samples * asked.length
         found = passes * 2 * linear * tokens / (FLOPS_A_CORE * cores)

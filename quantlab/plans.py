@@ -229,7 +229,9 @@ def _kv(recipe: Recipe, shape: Shape | None, grid: Grid | None) -> tuple[int | N
     return total + seen, [line, *more]
 
 
-def _cost(made: Plan, model: Model, recipe: Recipe, sizes: Sizes, eye: sight.Eye | None, memory: int, cores: int) -> Plan:
+def _cost(
+    made: Plan, model: Model, recipe: Recipe, sizes: Sizes, eye: sight.Eye | None, memory: int, cores: int
+) -> Plan:
     """Memory and time of calibrating (0 cores: on a GPU), and the way that needs less memory where that decides."""
     cpu = cores > 0
     found = costs.whole(recipe, sizes, eye, memory, cpu=cpu)
@@ -240,9 +242,7 @@ def _cost(made: Plan, model: Model, recipe: Recipe, sizes: Sizes, eye: sight.Eye
     if small is not None:
         tight = found.peak > memory >= small.peak_bytes
         disk = (made.disk_bytes or 0) + (small.seen_bytes if tight else 0)
-        made = msgspec.structs.replace(
-            made, layerwise_peak_bytes=small.peak_bytes, layerwise=tight, disk_bytes=disk
-        )
+        made = msgspec.structs.replace(made, layerwise_peak_bytes=small.peak_bytes, layerwise=tight, disk_bytes=disk)
         lines = [*lines, small.text]
     return msgspec.structs.replace(made, arithmetic=tuple(lines), calibration_peak_bytes=found.peak)
 

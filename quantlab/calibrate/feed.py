@@ -170,8 +170,8 @@ def return_large() -> None:
     """Have glibc return every large block when it is freed, for the rest of this process.
 
     By itself it learns from the first large block that is freed to keep those that follow (up to 32 MB each), in a heap
-    that cannot shrink while a small one lies above them. Probe and export leave thousands of small ones: of 2.83 GB of a
-    Llama with 0.2 billion weights 1.07 were such holes, and the same run had its peak at 1.76 GB without them.
+    that cannot shrink while a small one lies above them. Probe and export leave thousands of small ones: of 2.83 GB
+    of a Llama with 0.2 billion weights 1.07 were such holes, and the same run had its peak at 1.76 GB without them.
     """
     choose = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
     if choose is not None:

@@ -5,8 +5,8 @@ from block to block: block i is read from the disk, calibrated on them by the sa
 written as file i of the export, and dropped; what came out of it goes into block i + 1. In memory at once: one block,
 the hidden states (samples x length x hidden size), and what one batch makes of them.
 
-In Llama 3.2 Vision the tower looks at the pictures first, and what it saw waits on the disk for the blocks that look at it
-(tower.py).
+In Llama 3.2 Vision the tower looks at the pictures first, and what it saw waits on the disk for the blocks that look at
+it (tower.py).
 
 Equal to calibrating the whole model, bit by bit: ModelOpt measures with its quantizers switched off, so in a whole
 model too a block sees what the unquantized blocks before it made. The probe's two sequences walk beside, through the
@@ -158,13 +158,20 @@ def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: W
     quantizers.check_saw_data(model)
     stored = source.stored_type(spec.weights.path)
     notes = [*quantizers.resmooth(model, presets.method(config)), *quantizers.as_stored(model, stored)]
-    seen, after = probe.watched(model, layers, lambda: passed(model, walked.probe, beside))
+    seen, after = _probe(model, layers, walked.probe, beside)
     into = walked.scratch(index)
     unified.write(model, stored, spec.recipe_name, into, f"{blocks.prefix}.{index}.")
     walked.keep(index, layers, notes, seen, after, feed.out if feed else [])
     del model, feed, seen
     gc.collect()  # ModelOpt's hooks hold a model in circles
     give_back()
+
+
+def _probe(
+    model: nn.Module, layers: Sequence[str], hidden: Tensor, beside: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the layers of a quantized block are given and make of it; and what comes out of the block."""
+    return probe.watched(model, layers, lambda: passed(model, hidden, beside))
 
 
 def _let_export_see(model: Any, hidden: Tensor, beside: dict[str, Tensor]) -> None:

@@ -5,9 +5,9 @@ embeddings, names of modules) is the model's own, and block 7 is called `model.l
 states, as `inputs_embeds`; what comes out, with the last norm taken away, is what the next block takes in. Embedding
 and head would be the largest tensors of all; two rows each stand for them.
 
-Every fifth block of Llama 3.2 Vision takes more: what the vision tower made of the pictures, and which token may look at
-which of them. Both are handed to the model as they are handed to the whole one, and it makes its masks of them itself. A
-tower of a few bytes stands for the real one, which has nothing more to do.
+Every fifth block of Llama 3.2 Vision takes more: what the vision tower made of the pictures, and which token may look
+at which of them. Both are handed to the model as they are handed to the whole one, and it makes its masks of them
+itself. A tower of a few bytes stands for the real one, which has nothing more to do.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.errors import Refused
-from quantlab.formats.names import MLLAMA
+from quantlab.formats.names import BLOCKS
 
-NAMED = {"LlamaForCausalLM": "model.layers", MLLAMA: "model.language_model.layers"}
-"""Architecture -> its decoder blocks."""
 TINY = {"hidden_size": 8, "attention_heads": 1, "intermediate_size": 8, "num_hidden_layers": 1, "num_global_layers": 1,
         "image_size": 8, "patch_size": 8, "vision_output_dim": 8, "intermediate_layers_indices": []}  # fmt: skip
 """Of the tower that stands for the real one."""
@@ -38,10 +36,10 @@ class Through(nn.Module):  # type: ignore[misc]
 
 def prefix_of(architecture: str) -> str:
     """Raises Refused for an architecture whose blocks need more than hidden states and pictures."""
-    if architecture not in NAMED:
-        cure = f"Calibrate it whole. Block by block: {', '.join(NAMED)}."
+    if architecture not in BLOCKS:
+        cure = f"Calibrate it whole. Block by block: {', '.join(BLOCKS)}."
         raise Refused("its blocks cannot be taken one at a time here.", place=architecture, cure=cure)
-    return NAMED[architecture]
+    return BLOCKS[architecture]
 
 
 def decoder(model: Any) -> Any:
