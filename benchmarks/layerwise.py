@@ -1,11 +1,12 @@
 """Peak memory of calibrating one decoder block at a time, against the whole model. Both in one go, one child each.
 
-    python benchmarks/layerwise.py [--recipe fp8] [--layers 32] [--out benchmarks/results/layerwise.json]
+    python benchmarks/layerwise.py [--recipe fp8] [--layers 32] [--images] [--out benchmarks/results/layerwise.json]
 
 The model is a Llama of random weights, because memory does not ask what they are: 32 blocks of 16.8 million weights,
-1.1 GB in bfloat16, 2.1 GB in the float32 that a CPU computes in. Reported are the peak of resident memory as the kernel
-counted it (VmHWM of the child, what `peak_bytes` of the record is), the same above a child that only imports the SDKs,
-what `plan` had predicted, and whether all tensors of the two exports are equal.
+1.1 GB in bfloat16, 2.1 GB in the float32 that a CPU computes in. With --images it is a Llama 3.2 Vision: the same
+blocks, every fifth a cross-attention block, behind the vision tower of mllama-easyvqa. Reported are the peak of
+resident memory as the kernel counted it (VmHWM of the child, what `peak_bytes` of the record is), the same above a
+child that only imports the SDKs, what `plan` had predicted, and whether all tensors of the two exports are equal.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--images", action="store_true")
     parser.add_argument("--out", type=Path)
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +48,8 @@ def main() -> None:
 
 
 def compared(words: argparse.Namespace, place: Path) -> dict[str, Any]:
-    model, recipe = random_llama(place / "model", words.layers, words.hidden), place / f"{words.recipe}.yaml"
+    made, recipe = random_mllama if words.images else random_llama, place / f"{words.recipe}.yaml"
+    model = made(place / "model", words.layers, words.hidden)
     recipe.write_text(shortened(words.recipe, words.samples, words.length))
     base = int(python("-c", IMPORTS).split()[-1])
     whole, blocks = (
@@ -57,10 +60,11 @@ def compared(words: argparse.Namespace, place: Path) -> dict[str, Any]:
     peak, small = whole["peak_bytes"], blocks["peak_bytes"]
     return {
         "dated": f"{dt.date.today()}",
+        "architecture": "MllamaForConditionalGeneration" if words.images else "LlamaForCausalLM",
         "recipe": words.recipe,
         "weights_bytes_bf16": plan["weights_bytes"],
         "blocks": words.layers,
-        "tokens": words.samples * words.length,
+        ("pictures" if words.images else "tokens"): words.samples * (1 if words.images else words.length),
         "imports_bytes": base,
         "whole": {"peak_bytes": peak, "predicted": plan["calibration_peak_bytes"], "seconds": whole["seconds"]},
         "layerwise": {"peak_bytes": small, "predicted": plan["layerwise_peak_bytes"], "seconds": blocks["seconds"]},
@@ -89,6 +93,30 @@ def random_llama(folder: Path, layers: int, hidden: int) -> Path:
     return folder
 
 
+def random_mllama(folder: Path, layers: int, hidden: int) -> Path:
+    """With tokenizer, processor and the dimensions of the tower of mllama-easyvqa."""
+    import shutil
+
+    import torch
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
+
+    source = ROOT / "evals" / "models" / "mllama-easyvqa"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"] |= {
+        "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "cross_attention_layers": list(range(3, layers, 5)), "max_position_embeddings": 1024,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    model = MllamaForConditionalGeneration(MllamaConfig(**config))
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate") and parameter.numel() == 1:
+            torch.nn.init.constant_(parameter, 0.5)  # zero would hide what the cross-attention layers compute
+    model.save_pretrained(folder, max_shard_size="300MB")
+    return folder
+
+
 def shortened(name: str, samples: int, length: int) -> str:
     """The recipe on so much text."""
     import msgspec
@@ -98,7 +126,7 @@ def shortened(name: str, samples: int, length: int) -> str:
 
     record: Any = catalog.recipe(name).record
     if record.calibration is not None:
-        fewer = msgspec.structs.replace(record.calibration, samples=samples, length=length)
+        fewer = msgspec.structs.replace(record.calibration, samples=samples, length=length, images=samples)
         record = msgspec.structs.replace(record, calibration=fewer)
     plain = {key: value for key, value in msgspec.to_builtins(record).items() if value not in (None, [], ())}
     return str(yaml.safe_dump(plain | {"preset": record.preset}))

@@ -1,10 +1,12 @@
-"""What calibrating costs: its time, and its memory when one decoder block is held at a time instead of the whole model.
+"""What calibrating takes when one decoder block is held at a time instead of the whole model.
 
-    whole        imports + all weights + the export + one batch's activations
-    block wise   imports + one block (weights, what quantizing and exporting add) + hidden states + one batch
+    block    libraries + hidden states + one block + what working on it takes (costs.py)
+    look     libraries + one layer of the vision tower and its tables + one picture on its way + the batch's states
+    head     libraries + hidden states + some rows of the output head
 
 Hidden states are samples x length x hidden size numbers, held twice: what goes into a block and what comes out. Without
-the weights of the whole model in it, the second sum is nearly the same for 8 and for 90 billion weights.
+the weights of the whole model in it, the sum is nearly the same for 8 and for 90 billion weights. What the tower saw
+waits on the disk, and a batch of it is read when a block looks at it.
 """
 
 from __future__ import annotations
@@ -14,22 +16,18 @@ from collections import Counter
 
 import msgspec
 
+from quantlab import costs
+from quantlab.formats.names import BLOCKS
 from quantlab.records import Recipe
+from quantlab.sight import Eye
 from quantlab.sizes import Layer, Sizes
 
-IMPORTS_BYTES = 700_000_000
-"""Resident memory of a child with torch, transformers and ModelOpt before it has read a weight: 0.66 GB measured."""
-COPIES = 3.5
-"""Blocks in memory at the worst moment: weights, their copy with the scales of AWQ's search or the rounded weights
-while they are packed, and the temporaries of rounding the largest layer. Measured: see docs/calibration.md."""
-FLOPS_A_CORE = 4e10
-"""float32 operations a second of one x86 core: 171 tokens/s of SmolLM2-135M with AVX2, 250 with AVX-512."""
-PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0, "nvfp4_awq": 12.0}
-"""Cost of calibrating in forward passes: fake quantization, and AWQ's search over 11 strengths."""
 HEAD_ROWS = 16384
 """Rows of the output head that are in memory at once for the probe."""
 BLOCK = re.compile(r"\blayers\.(\d+)\.")
 AFTER = "So one block at a time. Scoring it then needs a machine that holds the checkpoint."
+PROBED = 2
+"""Samples of the probe, whose states lie on the disk beside those of the batches."""
 
 
 class Blockwise(msgspec.Struct, frozen=True):
@@ -38,35 +36,53 @@ class Blockwise(msgspec.Struct, frozen=True):
     peak_bytes: int
     hidden_bytes: int
     """Hidden states, also written to the disk after each block."""
+    seen_bytes: int
+    """What the vision tower made of all pictures: on the disk until the calibration is finished."""
     text: str
     """The arithmetic."""
 
 
-def blockwise(recipe: Recipe, sizes: Sizes, architecture: str | None, activations: int, width: int) -> Blockwise | None:
+def blockwise(
+    recipe: Recipe, sizes: Sizes, architecture: str | None, eye: Eye | None, memory: int, *, cpu: bool
+) -> Blockwise | None:
     """Memory of calibrating `recipe` block by block; None where that cannot be done or the sizes are not known.
 
     Args:
         recipe: the recipe.
         sizes: its layers.
         architecture: `architectures[0]`.
-        activations: bytes that one batch takes.
-        width: bytes a weight while calibrating.
+        eye: of the vision tower; None for text.
+        memory: of the machine or the GPU, for the batch that AWQ chooses.
+        cpu: float32 in the machine's memory, instead of 16 bit on a GPU.
     """
     blocks = _blocks(sizes.layers)
-    if recipe.preset is None or recipe.export == "folded" or architecture != "LlamaForCausalLM" or not blocks:
+    if recipe.preset is None or recipe.export == "folded" or architecture not in BLOCKS or not blocks:
         return None
-    hidden = min(layer.inputs for layer in sizes.layers)
-    asked = recipe.calibration
-    states = 2 * asked.samples * asked.length * hidden * width if asked else 0
+    width, libraries = (4, costs.LIBRARIES_BYTES) if cpu else (2, costs.GPU_LIBRARIES_BYTES)
+    batch = costs.batch_of(recipe, sizes.shape, eye, max(memory - libraries, 0))
+    fed = (recipe.calibration.images if eye else recipe.calibration.samples) if recipe.calibration else 0
+    hidden = sizes.shape.hidden if sizes.shape else min(layer.inputs for layer in sizes.layers)
+    states = 2 * fed * batch.tokens * hidden * width if batch and cpu else 0  # beside a GPU: in the machine's memory
     largest = max(blocks.values()) * width
-    held = int(COPIES * largest)
-    head = 2 * HEAD_ROWS * hidden * width
-    peak = IMPORTS_BYTES + max(held + activations, head) + states
+    block = largest + costs.work(recipe, sizes, batch, width)
+    look = _look(eye, batch.samples if batch else PROBED, width)
+    peak = libraries + max(block + states, look, 2 * HEAD_ROWS * hidden * width + states)
+    seen = eye.states(width) * (fed + PROBED) if eye else 0
     text = (
-        f"Memory, one block at a time (--layerwise): about {peak / 1e9:,.2f} GB ({IMPORTS_BYTES / 1e9:.1f} GB of "
-        f"libraries, {COPIES:g} x {largest / 1e6:,.0f} MB of block, {states / 1e6:,.0f} MB of hidden states)."
+        f"Memory, one block at a time (--layerwise): about {peak / 1e9:,.2f} GB ({libraries / 1e9:.2f} GB of "
+        f"libraries, {largest / 1e6:,.0f} MB of block, {(block - largest) / 1e6:,.0f} MB to work on it, "
+        f"{states / 1e6:,.0f} MB of hidden states"
     )
-    return Blockwise(peak, states, text)
+    if eye:
+        text += f"; the vision tower before it {look / 1e6:,.0f} MB; {seen / 1e9:,.2f} GB of what it saw on the disk"
+    return Blockwise(peak, states, seen, f"{text}).")
+
+
+def _look(eye: Eye | None, samples: int, width: int) -> int:
+    """The tower: its tables, one layer, one picture, and the states of the batch that is being made."""
+    if eye is None:
+        return 0
+    return width * (eye.kept() + eye.layer()) + eye.looking(width) + samples * eye.states(width)
 
 
 def instead(whole: int) -> str:
@@ -81,17 +97,3 @@ def _blocks(layers: tuple[Layer, ...]) -> Counter[str]:
         if found := BLOCK.search(layer.name):
             count[found[1]] += layer.outputs * layer.inputs
     return count
-
-
-def seconds(recipe: Recipe, sizes: Sizes, cores: int) -> tuple[float, str] | None:
-    """Time of calibrating on `cores` CPU cores, and its sentence; None on a GPU (0 cores) or where nothing is fed."""
-    passes = PASSES.get(recipe.format)
-    if not (cores and passes and recipe.calibration):
-        return None
-    tokens = recipe.calibration.samples * recipe.calibration.length
-    linear = sum(each.outputs * each.inputs for each in sizes.layers)
-    found = passes * 2 * linear * tokens / (FLOPS_A_CORE * cores)
-    return found, (
-        f"Time to calibrate: 2 x {linear:,} x {tokens:,} tokens x {passes:g} passes = about {found:.0f} s on {cores} "
-        "idle cores in float32 (40 GFLOP/s each); less with bf16 units, several times as much on busy cores."
-    )

@@ -24,13 +24,11 @@ from pathlib import Path
 
 import msgspec
 
-from quantlab import blockwise, kept, sight, weights
+from quantlab import blockwise, costs, kept, sight, weights
 from quantlab.records import CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
 from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size, too_long
 from quantlab.sizes import sizes as sizes_of
 
-OVERHEAD_BYTES = 1_000_000_000
-"""Memory of a child with torch, transformers and ModelOpt beside the weights: 0.6 GB of imports, and buffers."""
 QUANTIZABLE = re.compile(
     r"(Llama|Mistral|Mixtral|Qwen2|Qwen3|Phi3?|Gemma[23]?|Nemotron|Exaone)ForCausalLM|MllamaFor\w+"
 )
@@ -108,9 +106,8 @@ def plan(
     if sizes.total:
         memory, where = (gpu.memory_bytes, gpu.name) if gpu else (host.memory_bytes, "this machine's memory")
         made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
-        # What a picture costs was not measured, and no figure is better than a guess.
-        counted = host.cores if gpu is None and model.modality == "text" else 0
-        made = _cost(made, model, recipe, sizes, memory, counted, cpu=gpu is None)
+        eye = sight.eye(model, weights_path)
+        made = _cost(made, model, recipe, sizes, eye, memory, host.cores if gpu is None else 0)
         refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
         notes += _tight(made, memory, where)
     return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
@@ -200,16 +197,10 @@ def _arithmetic(
             f"{sizes.total - linear:,} x 16 bits = {_gb(checkpoint)}, {checkpoint / full:.2f} of the weights."
         )
     held = 2 * full if recipe.preset and cpu else full
-    peak = OVERHEAD_BYTES + held + (checkpoint + _activations(recipe, sizes.shape) if recipe.preset else 0)
     kv, kv_line = _kv(recipe, sizes.shape, grid)
     distribution = distribution_bytes(suite) if suite else 0
     disk = (full if fetched else 0) + (written if recipe.preset else 0) + distribution
-    width = " in float32, as a CPU computes," if held > full else ""
-    doing = "quantize and export" if recipe.preset else "load"
-    lines += [
-        f"Memory: about {_gb(peak)} to {doing} ({_gb(held)} of weights{width} and what comes with them).",
-        *kv_line,
-    ]
+    lines += kv_line
     lines.append(f"Disk: {_gb(disk)}{' with the download' if fetched else ''}.")
     return msgspec.structs.replace(
         made,
@@ -217,19 +208,9 @@ def _arithmetic(
         weights_bytes=full,
         working_bytes=held,
         checkpoint_bytes=written,
-        calibration_peak_bytes=peak,
         kv_bytes=kv,
         disk_bytes=disk,
     )
-
-
-def _activations(recipe: Recipe, shape: Shape | None) -> int:
-    """What one calibration pass holds at once: 8 float32 tensors as wide as the MLP and 8 as wide as the residual."""
-    asked = recipe.calibration
-    if asked is None or shape is None:
-        return 0
-    together = asked.batch or (asked.samples if recipe.format.endswith("awq") else min(asked.samples, 8))
-    return min(together, asked.samples) * asked.length * 4 * 8 * (shape.intermediate + shape.hidden)
 
 
 def _kv(recipe: Recipe, shape: Shape | None, grid: Grid | None) -> tuple[int | None, list[str]]:
@@ -248,18 +229,22 @@ def _kv(recipe: Recipe, shape: Shape | None, grid: Grid | None) -> tuple[int | N
     return total + seen, [line, *more]
 
 
-def _cost(made: Plan, model: Model, recipe: Recipe, sizes: Sizes, memory: int, cores: int, *, cpu: bool) -> Plan:
-    """Time of calibrating on `cores` CPU cores (0: no guess), and the way that needs less memory where that decides."""
-    lines = made.arithmetic
-    if (found := blockwise.seconds(recipe, sizes, cores)) is not None:
-        made, lines = msgspec.structs.replace(made, seconds=found[0]), (*lines, found[1])
-    width = 4 if cpu else 2
-    small = blockwise.blockwise(recipe, sizes, model.architecture, _activations(recipe, sizes.shape), width)
-    if small is not None and made.calibration_peak_bytes is not None:
-        tight = made.calibration_peak_bytes > memory >= small.peak_bytes
-        made = msgspec.structs.replace(made, layerwise_peak_bytes=small.peak_bytes, layerwise=tight)
-        lines = (*lines, small.text)
-    return msgspec.structs.replace(made, arithmetic=lines)
+def _cost(
+    made: Plan, model: Model, recipe: Recipe, sizes: Sizes, eye: sight.Eye | None, memory: int, cores: int
+) -> Plan:
+    """Memory and time of calibrating (0 cores: on a GPU), and the way that needs less memory where that decides."""
+    cpu = cores > 0
+    found = costs.whole(recipe, sizes, eye, memory, cpu=cpu)
+    lines = [*made.arithmetic, costs.sentence(recipe, found, sizes, cpu=cpu)]
+    if (time := costs.seconds(recipe, sizes, eye, cores)) is not None:
+        made, lines = msgspec.structs.replace(made, seconds=time[0]), [*lines, time[1]]
+    small = blockwise.blockwise(recipe, sizes, model.architecture, eye, memory, cpu=cpu)
+    if small is not None:
+        tight = found.peak > memory >= small.peak_bytes
+        disk = (made.disk_bytes or 0) + (small.seen_bytes if tight else 0)
+        made = msgspec.structs.replace(made, layerwise_peak_bytes=small.peak_bytes, layerwise=tight, disk_bytes=disk)
+        lines = [*lines, small.text]
+    return msgspec.structs.replace(made, arithmetic=tuple(lines), calibration_peak_bytes=found.peak)
 
 
 def _fits_memory(made: Plan, memory: int, where: str) -> Iterator[str]:

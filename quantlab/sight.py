@@ -1,12 +1,25 @@
-"""What the plan must know of models with images: which calibration reaches them, and which suites they can answer."""
+"""What the plan must know of models with images: which calibration reaches them, which suites they can answer, and what
+looking at a picture takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
+
+from quantlab import weights
 from quantlab.catalog import hubsets
 from quantlab.records import CalibrationSet, Grid, Model, Recipe, Shape, Suite
-from quantlab.serving import IMAGE_POSITIONS, gb, image_cache
+from quantlab.serving import (
+    ENCODER_LAYERS,
+    ENCODER_MLP,
+    ENCODER_WIDTH,
+    IMAGE_POSITIONS,
+    PROJECTED,
+    gb,
+    image_cache,
+)
 
 
 def refusals(model: Model, recipe: Recipe, suite: Suite | None, data: CalibrationSet | None) -> Iterator[str]:
@@ -78,3 +91,72 @@ def cache(shape: Shape, grid: Grid, width: int) -> tuple[int, list[str]]:
         f"Pictures: 2 x {shape.cross_layers} cross-attention layers x {shape.kv_heads} heads x {shape.head_dim} x "
         f"{width} bytes x {IMAGE_POSITIONS:,} image tokens x {images} x {batch} = {gb(total)} more with pictures."
     ]
+
+
+class Eye(msgspec.Struct, frozen=True):
+    """The vision tower of a model: what it makes of a picture, and what that takes."""
+
+    tiles: int = 4
+    patches: int = 1601
+    """Vectors of a tile, its class vector included."""
+    width: int = ENCODER_WIDTH
+    mlp: int = ENCODER_MLP
+    layers: int = ENCODER_LAYERS
+    """Those that look at all tiles at once included."""
+    projected: int = PROJECTED
+    """Numbers of a vector before the projector."""
+    out: int = 4096
+    """After it: the width of the language model."""
+
+    @property
+    def vectors(self) -> int:
+        """That the language model looks at."""
+        return self.tiles * self.patches
+
+    @property
+    def _padded(self) -> int:
+        return self.tiles * -(-self.patches // 8) * 8
+
+    def states(self, width: int) -> int:
+        """Bytes of what one picture becomes."""
+        return self.vectors * self.out * width
+
+    def looking(self, width: int) -> int:
+        """Bytes while one picture goes through: the output of each layer is kept, and one layer's MLP, or the vectors
+        that are put together at the end; and who may look at whom."""
+        rows = self._padded
+        end = max(2 * self.mlp, 2 * self.projected + self.out)
+        return width * rows * ((self.layers + 1) * self.width + end + rows)
+
+    def layer(self) -> int:
+        """Weights of one layer."""
+        return 4 * self.width**2 + 2 * self.width * self.mlp
+
+    def kept(self) -> int:
+        """Weights that are no layer's: the tables of positions, ten kinds of tiling, and the projector."""
+        return (9 * self.vectors + 2 * 9 * self.tiles) * self.width + self.projected * self.out
+
+    def flops(self) -> float:
+        """Operations on one picture."""
+        rows = self._padded
+        attention = 4 * rows * rows * self.width
+        return float(self.layers * (2 * rows * self.layer() + attention) + 2 * self.vectors * self.projected * self.out)
+
+
+def eye(model: Model, path: Path | None) -> Eye | None:
+    """Of the weights' own config.json where they are here, otherwise Llama 3.2's; None for a model without images."""
+    if model.modality != "vision":
+        return None
+    out = model.shape.hidden if model.shape else 4096
+    asked = weights.config(path).get("vision_config") if path else None
+    if not isinstance(asked, dict):
+        return Eye(out=out)
+    return Eye(
+        tiles=asked.get("max_num_tiles", 4),
+        patches=(asked.get("image_size", 448) // asked.get("patch_size", 14)) ** 2 + 1,
+        width=asked.get("hidden_size", ENCODER_WIDTH),
+        mlp=asked.get("intermediate_size", ENCODER_MLP),
+        layers=asked.get("num_hidden_layers", 32) + asked.get("num_global_layers", 8),
+        projected=asked.get("vision_output_dim", PROJECTED),
+        out=out,
+    )

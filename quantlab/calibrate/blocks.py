@@ -29,19 +29,26 @@ class Blocks:
 
     def __init__(self, folder: str | Path, architecture: str, dtype: torch.dtype, device: torch.device) -> None:
         self.prefix = prefix_of(architecture)
+        self.inner = self.prefix.rpartition(".")[0]
         self.stored = Stored(folder)
         self.dtype, self.device = dtype, device
         self.skeleton = self.empty()
         self.config: Any = self.skeleton.config
+        self.text: Any = self.config.get_text_config()
+        self.sees = hasattr(self.config, "vision_config")
 
     @property
     def count(self) -> int:
         return len(self.skeleton.get_submodule(self.prefix))
 
+    def looks(self, index: int) -> bool:
+        """A cross-attention block: it takes what the vision tower saw."""
+        return index in (getattr(self.text, "cross_attention_layers", None) or ())
+
     @property
     def rest(self) -> list[str]:
         """Stored tensors that belong to no block. A tied head is stored once, as the embedding."""
-        tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        tied = bool(getattr(self.text, "tie_word_embeddings", False))
         return [
             name
             for name in self.stored.headers
@@ -54,7 +61,7 @@ class Blocks:
         block: Any = model.get_submodule(f"{self.prefix}.{index}")
         for name, parameter in list(block.named_parameters()):
             stored = self.stored.read(f"{self.prefix}.{index}.{name}")
-            _place(block, name, stored.to(self.device, self.dtype), parameter)
+            place(block, name, stored.to(self.device, self.dtype), parameter)
         return model.to(self.device).eval().requires_grad_(False)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -65,8 +72,8 @@ class Blocks:
 
     def logits(self, hidden: Tensor, rows_at_once: int = 16384) -> Tensor:
         """float32 [..., vocabulary] on the CPU: the last norm and the head, some rows of the head at a time."""
-        norm: Any = self.skeleton.base_model.norm
-        _place(norm, "weight", self.stored.read("model.norm.weight").to(self.device, self.dtype), norm.weight)
+        norm: Any = self.skeleton.get_submodule(f"{self.inner}.norm")
+        place(norm, "weight", self.stored.read(f"{self.inner}.norm.weight").to(self.device, self.dtype), norm.weight)
         hidden = norm(hidden.to(self.device))
         name = "lm_head.weight" if "lm_head.weight" in self.rest else f"{self._embedding}.weight"
         count = self.stored.headers[name]["shape"][0]
@@ -76,7 +83,7 @@ class Blocks:
 
     @property
     def _embedding(self) -> str:
-        return "model.embed_tokens"
+        return f"{self.inner}.embed_tokens"
 
     def empty(self) -> Any:
         """The model without weights: parameters on `meta` (no memory), buffers real."""
@@ -91,7 +98,7 @@ class Blocks:
             return auto_class(folder).from_config(config, dtype=self.dtype, attn_implementation="sdpa")
 
 
-def _place(module: nn.Module, name: str, tensor: Tensor, empty: Tensor) -> None:
+def place(module: nn.Module, name: str, tensor: Tensor, empty: Tensor) -> None:
     """A real parameter instead of the empty one."""
     if tensor.shape != empty.shape:
         raise Broken(f"has shape {list(tensor.shape)}, not {list(empty.shape)}.", place=name, cure="Fetch it again.")

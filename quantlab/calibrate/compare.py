@@ -9,13 +9,15 @@ about step / sqrt(12). A layer that holds another layer's weights leaves nearly 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantlab.calibrate import codes, probe
+from quantlab.calibrate import codes, probe, tower
 from quantlab.calibrate.blocks import Blocks
 from quantlab.calibrate.exported import Exported
 from quantlab.formats.blocks import passed
@@ -141,16 +143,17 @@ def _whole(export: Exported, kept: dict[str, Tensor], used: torch.dtype, device:
 def _by_blocks(export: Exported, kept: dict[str, Tensor], used: torch.dtype, device: str) -> Reopened:
     """As `_whole`, with one decoder block in memory."""
     blocks = Blocks(export.folder, export.spec.weights.architecture, used, torch.device(device))
-    hidden = blocks.embed(kept["in.input_ids"])
+    given = probe.given(kept)
+    hidden = blocks.embed(given["input_ids"])
     differ: dict[str, float] = {}
-    for index in range(blocks.count):
-        model = open_block(export.folder, index, used, device)
-        inside = [name for name in export.layers if name.startswith(f"{blocks.prefix}.{index}.")]
-        differ |= {name: _off(model, name, kept) for name in inside}
-        with torch.inference_mode():
-            hidden = passed(model, hidden)
-    with torch.inference_mode():
-        return differ, blocks.logits(hidden[:, :: probe.STRIDE]).flatten(0, 1)
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        beside = tower.beside(blocks, {"probe": given}, Path(scratch))["probe"]
+        for index in range(blocks.count):
+            model = open_block(export.folder, index, used, device)
+            inside = [name for name in export.layers if name.startswith(f"{blocks.prefix}.{index}.")]
+            differ |= {name: _off(model, name, kept) for name in inside}
+            hidden = passed(model, hidden, beside.given(blocks.looks(index)))
+        return differ, blocks.logits(hidden[:, :: probe.stride(hidden)]).flatten(0, 1)
 
 
 def _off(model: Any, layer: str, kept: dict[str, Tensor]) -> float:

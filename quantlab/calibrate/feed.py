@@ -162,6 +162,22 @@ def free_memory(device: torch.device) -> int:
     return available if limit is None else min(available, limit)
 
 
+MMAP_THRESHOLD, LARGE = -3, 256 * 1024
+"""glibc's M_MMAP_THRESHOLD, and the bytes from which a block is a mapping of its own."""
+
+
+def return_large() -> None:
+    """Have glibc return every large block when it is freed, for the rest of this process.
+
+    By itself it learns from the first large block that is freed to keep those that follow (up to 32 MB each), in a heap
+    that cannot shrink while a small one lies above them. Probe and export leave thousands of small ones: of 2.83 GB
+    of a Llama with 0.2 billion weights 1.07 were such holes, and the same run had its peak at 1.76 GB without them.
+    """
+    choose = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
+    if choose is not None:
+        choose(MMAP_THRESHOLD, LARGE)
+
+
 def give_back() -> None:
     """Return freed memory to the system. The small ranges that calibration keeps lie between large activations that
     come and go, and glibc then holds on to the holes: AWQ over 4,096 tokens took 2.5 to 3.3 GB, not 1.9."""

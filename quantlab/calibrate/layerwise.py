@@ -5,6 +5,9 @@ from block to block: block i is read from the disk, calibrated on them by the sa
 written as file i of the export, and dropped; what came out of it goes into block i + 1. In memory at once: one block,
 the hidden states (samples x length x hidden size), and what one batch makes of them.
 
+In Llama 3.2 Vision the tower looks at the pictures first, and what it saw waits on the disk for the blocks that look at
+it (tower.py).
+
 Equal to calibrating the whole model, bit by bit: ModelOpt measures with its quantizers switched off, so in a whole
 model too a block sees what the unquantized blocks before it made. The probe's two sequences walk beside, through the
 quantized blocks, because the probe tells what the quantized model computes.
@@ -34,7 +37,7 @@ from quantlab import weights as folders
 from quantlab.calibrate import accounting, presets, probe, quantizers, source, unified
 from quantlab.calibrate.blocks import Blocks
 from quantlab.calibrate.feed import give_back
-from quantlab.calibrate.samples import Samples
+from quantlab.calibrate.tower import Beside
 from quantlab.calibrate.walked import Walked
 from quantlab.errors import Refused
 from quantlab.formats.blocks import passed
@@ -52,16 +55,19 @@ class BlockFeed:
     """A forward loop over one block. Its first call keeps what comes out: ModelOpt measures unquantized."""
 
     batches: list[Tensor]
-    """Hidden states [samples, length, hidden] that go in; after the first call those that came out."""
+    """Hidden states [samples, length, hidden] that go in."""
+    beside: list[Beside]
+    """What goes in with them."""
+    looks: bool
+    """The block looks at pictures."""
     calls: int = 0
 
     def __call__(self, model: nn.Module) -> None:
         first = self.calls == 0
         self.calls += 1
-        given = list(self.batches)
-        for index, hidden in enumerate(given):
+        for index, hidden in enumerate(self.batches):
             with torch.no_grad():
-                out = passed(model, hidden)
+                out = passed(model, hidden, self.beside[index].given(self.looks))
             if first:
                 self.out[index] = out
             give_back()
@@ -90,7 +96,7 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     blocks = Blocks(spec.weights.path, spec.weights.architecture, dtype, device)
     _require(spec, config, blocks)
     data = source.calibration(spec, blocks.skeleton)
-    assert data is None or isinstance(data, Samples)
+    reporter.progress("calibrate", 0, blocks.count, "looking at pictures" if blocks.sees else "block by block")
     walked = Walked.begin(spec, blocks, data, presets.method(config))
     _through(spec, config, blocks, walked, reporter)
     with folders.written_whole(Path(spec.into)) as folder:
@@ -117,11 +123,12 @@ def _require(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks) -> None
                 f"it quantizes {layer}, which is outside the blocks.", place=f"recipe {spec.recipe_name}", cure=cure
             )
         inside[block].add(layer.removeprefix(block))
-    first, *others = inside.values()
-    if odd := [name for name, found in zip(list(inside)[1:], others, strict=True) if found != first]:
-        problem = f"it quantizes other layers in {odd[0].rstrip('.')} than in the first block."
-        cure = "Calibrate the whole model: ModelOpt describes such a mixture only when it sees all of it."
-        raise Refused(problem, place=f"recipe {spec.recipe_name}", cure=cure)
+    for looks in (False, True):
+        alike = [(name, found) for index, (name, found) in enumerate(inside.items()) if blocks.looks(index) is looks]
+        if odd := [name for name, found in alike if found != alike[0][1]]:
+            problem = f"it quantizes other layers in {odd[0].rstrip('.')} than in {alike[0][0].rstrip('.')}."
+            cure = "Calibrate the whole model: ModelOpt describes such a mixture only when it sees all of it."
+            raise Refused(problem, place=f"recipe {spec.recipe_name}", cure=cure)
 
 
 def _through(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: Walked, reporter: Reporter) -> None:
@@ -139,28 +146,37 @@ def _block(spec: CalibrateJob, config: dict[str, Any], blocks: Blocks, walked: W
     """Calibrate, probe and write one block, and move the hidden states past it."""
     import modelopt.torch.quantization as mtq
 
-    model = blocks.open(index)
+    model, looks = blocks.open(index), blocks.looks(index)
     layers = quantizers.insert(model, config)
-    feed = BlockFeed(walked.hidden) if walked.hidden else None
+    feed = BlockFeed(walked.hidden, walked.beside, looks) if walked.hidden else None
+    beside = walked.beside[-1].given(looks)
+    if blocks.sees:
+        _let_export_see(model, walked.probe, beside)
     started = time.monotonic()
     mtq.calibrate(model, config["algorithm"], forward_loop=feed)
     walked.seconds += time.monotonic() - started
     quantizers.check_saw_data(model)
     stored = source.stored_type(spec.weights.path)
     notes = [*quantizers.resmooth(model, presets.method(config)), *quantizers.as_stored(model, stored)]
-    seen, after = _probe(model, layers, walked.probe)
+    seen, after = _probe(model, layers, walked.probe, beside)
     into = walked.scratch(index)
-    prefix = f"{blocks.prefix}.{index}."
-    unified.write(model, stored, spec.recipe_name, into, prefix)
+    unified.write(model, stored, spec.recipe_name, into, f"{blocks.prefix}.{index}.")
     walked.keep(index, layers, notes, seen, after, feed.out if feed else [])
     del model, feed, seen
     gc.collect()  # ModelOpt's hooks hold a model in circles
     give_back()
 
 
-def _probe(model: nn.Module, layers: Sequence[str], hidden: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _probe(
+    model: nn.Module, layers: Sequence[str], hidden: Tensor, beside: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
     """What the layers of a quantized block are given and make of it; and what comes out of the block."""
-    return probe.watched(model, layers, lambda: passed(model, hidden))
+    return probe.watched(model, layers, lambda: passed(model, hidden, beside))
+
+
+def _let_export_see(model: Any, hidden: Tensor, beside: dict[str, Tensor]) -> None:
+    """As for the whole model: ModelOpt's own forward pass is text, and a block that looks at pictures would not run."""
+    model.get_dummy_inputs = lambda: {"inputs_embeds": hidden.to(model.device), **beside, "use_cache": False}
 
 
 def _together(spec: CalibrateJob, blocks: Blocks, walked: Walked, folder: Path) -> list[str]:
@@ -181,7 +197,8 @@ def _together(spec: CalibrateJob, blocks: Blocks, walked: Walked, folder: Path) 
     source.copy_small(spec, folder)
     kept = walked.probed()
     hidden = walked.probe
-    kept |= {"in.input_ids": walked.ids, "logits": blocks.logits(hidden[:, :: probe.STRIDE]).flatten(0, 1)}
+    kept |= {f"in.{name}": tensor for name, tensor in walked.given.items()}
+    kept |= {"logits": blocks.logits(hidden[:, :: probe.stride(hidden)]).flatten(0, 1)}
     probe.save(kept, folder)
     return walked.layers
 

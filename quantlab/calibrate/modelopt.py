@@ -24,7 +24,7 @@ from torch import nn
 
 from quantlab import weights as folders
 from quantlab.calibrate import accounting, folded, layerwise, mixed, presets, probe, quantizers, source, unified
-from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed
+from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed, return_large
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
 from quantlab.calibrate.shared import Passes
@@ -103,6 +103,7 @@ def run(
         Broken: weights that are not finite, or a quantizer that saw no data.
     """
     clock, common = accounting.Clock(), common or Common()
+    return_large()
     common.check(spec.weights.path, reporter)
     if spec.recipe.preset is None:
         return accounting.baseline(spec, clock)
@@ -149,9 +150,22 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, 
 
 def _let_export_see(model: Any, data: Samples | Pictures) -> None:
     """ModelOpt's own forward pass finds layers that share an input. On text it skips the cross-attention layers, whose
-    gate and up then keep two input scales; `get_dummy_inputs` is its hook for other inputs."""
+    gate and up then keep two input scales; `get_dummy_inputs` is its hook for other inputs.
+
+    With pictures it finds too much: keys and values of *all* cross-attention layers take the one tensor that the tower
+    made, so all of them would get the average of their scales. No runtime multiplies two layers at once; each layer is
+    handed a view of its own.
+    """
     if isinstance(data, Pictures):
         model.get_dummy_inputs = lambda: {**placed(data.probe(), model), "use_cache": False}
+        for name, module in model.named_modules():
+            if name.endswith(".cross_attn"):
+                module.register_forward_pre_hook(_own_view, with_kwargs=True)
+
+
+def _own_view(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    states = named.get("cross_attention_states")
+    return args, named if states is None else named | {"cross_attention_states": states.view_as(states)}
 
 
 def _write(spec: CalibrateJob, live: _Live, folder: Path, reporter: Reporter) -> None:

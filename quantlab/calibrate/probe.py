@@ -84,10 +84,14 @@ def given(kept: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """float32 [positions, vocabulary] on the CPU: every fourth position, all of a short question."""
-    stride = STRIDE if batch["input_ids"].shape[1] >= SHAPE[1] else 1
     with torch.inference_mode():
-        found: Tensor = model(**placed(batch, model), use_cache=False).logits[:, ::stride]
+        found: Tensor = model(**placed(batch, model), use_cache=False).logits[:, :: stride(batch["input_ids"])]
         return found.float().flatten(0, 1).cpu()
+
+
+def stride(sequences: Tensor) -> int:
+    """Between positions whose logits are kept, of [sequences, positions, ...]."""
+    return STRIDE if sequences.shape[1] >= SHAPE[1] else 1
 
 
 def output(model: nn.Module, name: str, x: Tensor) -> Tensor:

@@ -23,15 +23,20 @@ def check_finite(path: str) -> None:
     """Raises Broken when a weight is NaN or infinite, naming the first such tensor: one of them spoils every range."""
     stored = Stored(path)
     for name, one in stored.headers.items():
-        tensor = stored.read(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float().sum())):
-            count = int((~torch.isfinite(tensor)).sum())
-            if count:
-                raise Broken(
-                    f"{count} of {tensor.numel():,} weights of {one['stored']} are NaN or infinite.",
-                    place=f"{path}/{one['file']}",
-                    cure="Fetch the model again; if it stays, its training broke it.",
-                )
+        count = sum(_not_finite(part) for part in stored.parts(name))
+        if count:
+            raise Broken(
+                f"{count} of {torch.Size(one['shape']).numel():,} weights of {one['stored']} are NaN or infinite.",
+                place=f"{path}/{one['file']}",
+                cure="Fetch the model again; if it stays, its training broke it.",
+            )
+
+
+def _not_finite(part: torch.Tensor) -> int:
+    """How many are not; counted one by one only where the sum says that there are some."""
+    if not part.is_floating_point() or bool(torch.isfinite(part.float().sum())):
+        return 0
+    return int((~torch.isfinite(part)).sum())
 
 
 COPIED = sorted(set(folders.IDENTITY) - {"config.json", "hf_quant_config.json", "quant_cfg.json"})

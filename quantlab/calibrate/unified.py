@@ -6,7 +6,7 @@ It packs the weights in place; the live model is useless afterwards, so the prob
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,7 @@ from quantlab import weights as folders
 from quantlab.calibrate.quantizers import word
 from quantlab.calibrate.stored import TYPES, Stored
 from quantlab.errors import Broken, Refused
-
-PART_ELEMENTS = 1 << 24
-"""Of a large tensor that are copied at once."""
+from quantlab.formats import names
 
 
 def write(model: Any, stored: torch.dtype, recipe_name: str, folder: Path, prefix: str = "") -> None:
@@ -36,11 +34,11 @@ def write(model: Any, stored: torch.dtype, recipe_name: str, folder: Path, prefi
     """
     from modelopt.torch.export import export_hf_checkpoint
 
-    used = next(model.parameters()).dtype
+    used, kind = next(model.parameters()).dtype, type(model).__name__
     save = model.save_pretrained
 
     def save_as_stored(into: Path, state_dict: dict[str, torch.Tensor], **options: Any) -> None:
-        kept = {name: each for name, each in state_dict.items() if name.startswith(prefix)}
+        kept = {name: each for name, each in state_dict.items() if names.inside(name, kind).startswith(prefix)}
         save(into, state_dict={name: _stored(name, each, stored) for name, each in kept.items()}, **options)
 
     model.save_pretrained = save_as_stored
@@ -62,33 +60,25 @@ def _stored(name: str, tensor: torch.Tensor, stored: torch.dtype) -> torch.Tenso
     return tensor if scale or tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16) else tensor.to(stored)
 
 
-def copy(source: Stored, names: Sequence[str], stored: torch.dtype, file: Path) -> list[str]:
-    """Write tensors of the source in the stored type to a safetensors file, one in memory at a time."""
+def copy(source: Stored, tensors: Sequence[str], stored: torch.dtype, file: Path) -> list[str]:
+    """Write tensors of the source in the stored type to a safetensors file, one in memory at a time; returns what they
+    are called there, which is what the source calls them."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at, word_of = 0, {kind: name for name, kind in TYPES.items()}
-    for name in names:
+    called = [str(source.headers[name]["stored"]) for name in tensors]
+    for name, word_there in zip(tensors, called, strict=True):
         shape, size = source.headers[name]["shape"], stored.itemsize
         end = at + size * torch.Size(shape).numel()
-        header[name] = {"dtype": word_of[stored], "shape": shape, "data_offsets": [at, end]}
+        header[word_there] = {"dtype": word_of[stored], "shape": shape, "data_offsets": [at, end]}
         at = end
     data = json.dumps(header).encode()
     data += b" " * (-len(data) % 8)
     with file.open("wb") as stream:
         stream.write(len(data).to_bytes(8, "little") + data)
-        for name in names:
-            for part in _parts(source, name):
+        for name in tensors:
+            for part in source.parts(name):
                 stream.write(part.to(stored).contiguous().view(torch.uint8).numpy().tobytes())
-    return list(names)
-
-
-def _parts(source: Stored, name: str) -> Iterator[torch.Tensor]:
-    """A tensor, some of its rows at a time where it is a large matrix."""
-    shape = source.headers[name]["shape"]
-    step = max(1, PART_ELEMENTS // max(1, torch.Size(shape[1:]).numel()))
-    if len(shape) < 2:
-        yield source.read(name)
-        return
-    yield from (source.read(name, slice(first, first + step)) for first in range(0, shape[0], step))
+    return called
 
 
 def join(parts: Sequence[Path], folder: Path, recipe_name: str) -> None:

@@ -1,6 +1,7 @@
 """How far a calibration block by block has come, on the disk, so that a killed one takes up at the block it was at.
 
     .<checkpoint>.layers/key.json               what is being made; another key, and it begins again
+    .<checkpoint>.layers/seen-00002.safetensors what the vision tower made of the pictures of batch 2 (tower.py)
     .<checkpoint>.layers/block-00003/           the finished block 3 as ModelOpt exports it, its probe and its notes
     .<checkpoint>.layers/state-00004.safetensors   hidden states that go into block 4; there, blocks 0 to 3 are finished
 
@@ -21,13 +22,16 @@ import msgspec
 from torch import Tensor
 
 from quantlab import disk
-from quantlab.calibrate import probe
+from quantlab.calibrate import probe, tower
 from quantlab.calibrate.blocks import Blocks
-from quantlab.calibrate.feed import choose_batch
+from quantlab.calibrate.feed import choose_batch, fed
+from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
+from quantlab.calibrate.stored import held
+from quantlab.calibrate.tower import Beside
 from quantlab.records import CalibrateJob, digest
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised by hand when a half-finished calibration of an older quantlab cannot be gone on with."""
 
 
@@ -36,12 +40,14 @@ class Walked:
     """What the finished blocks left, and what goes into the next."""
 
     folder: Path
-    ids: Tensor
-    """int64 [2, 64], of the probe."""
+    given: dict[str, Tensor]
+    """What the probe gives the model."""
+    beside: list[Beside]
+    """Of each batch, and last of the probe: what blocks take beside hidden states."""
     hidden: list[Tensor]
     """Batches of float [samples, length, hidden]; empty where nothing is calibrated."""
     probe: Tensor
-    """float [2, 64, hidden]: the probe's, out of the quantized blocks."""
+    """float [2, length, hidden]: the probe's, out of the quantized blocks."""
     done: int = 0
     """Blocks that are finished."""
     seconds: float = 0.0
@@ -52,16 +58,22 @@ class Walked:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, spec: CalibrateJob, blocks: Blocks, data: Samples | None, method: str) -> Walked:
+    def begin(cls, spec: CalibrateJob, blocks: Blocks, data: Samples | Pictures | None, method: str) -> Walked:
         """The first block's hidden states, or those that a killed process left."""
         batches = _batches(spec, blocks, data, method)
-        ids = probe.inputs(data, int(blocks.config.vocab_size))["input_ids"]
-        found = cls(_folder(spec, blocks, data, [len(batch) for batch in batches]), ids, [], ids)
+        # A model with images is probed with pictures, also where nothing is calibrated.
+        shown = noise(Path(spec.weights.path)) if data is None and blocks.sees else data
+        given = probe.inputs(shown, int(blocks.text.vocab_size))
+        folder = _folder(spec, blocks, data, [len(batch["input_ids"]) for batch in batches])
+        named = {f"{index:05d}": batch for index, batch in enumerate(batches)}
+        beside = tower.beside(blocks, named | {"probe": given}, folder)
+        found = cls(folder, given, list(beside.values()), [], given["input_ids"])
         states = sorted(found.folder.glob("state-*.safetensors"))
         if states:
             found._resume(states[-1])
         else:
-            found.hidden, found.probe = [blocks.embed(batch) for batch in batches], blocks.embed(ids)
+            found.hidden = [blocks.embed(batch["input_ids"]) for batch in batches]
+            found.probe = blocks.embed(given["input_ids"])
         return found
 
     def scratch(self, index: int) -> Path:
@@ -116,9 +128,7 @@ class Walked:
         self.done = index + 1
 
     def _resume(self, state: Path) -> None:
-        from safetensors.torch import load
-
-        left = load(state.read_bytes())  # read, not mapped: the file is taken away before the tensors are
+        left = held(state)
         self.probe = left.pop("probe")
         self.hidden = [left[name] for name in sorted(left)]
         self.resumed_at = int(state.stem.removeprefix("state-"))
@@ -126,15 +136,18 @@ class Walked:
             self._count(index)
 
 
-def _batches(spec: CalibrateJob, blocks: Blocks, data: Samples | None, method: str) -> list[Tensor]:
+def _batches(
+    spec: CalibrateJob, blocks: Blocks, data: Samples | Pictures | None, method: str
+) -> list[dict[str, Tensor]]:
+    """The same as the whole model is fed: AWQ's search depends on what goes together."""
     if data is None:
         return []
-    together = method.startswith("awq")
-    size = choose_batch(spec.recipe.calibration, blocks.skeleton, together=together, device=blocks.device)
-    return [batch["input_ids"] for batch in data.batches(size)]
+    asked = fed(spec.recipe.calibration, data, blocks.skeleton)
+    size = choose_batch(asked, blocks.skeleton, together=method.startswith("awq"), device=blocks.device)
+    return data.batches(size)
 
 
-def _folder(spec: CalibrateJob, blocks: Blocks, data: Samples | None, batches: list[int]) -> Path:
+def _folder(spec: CalibrateJob, blocks: Blocks, data: Samples | Pictures | None, batches: list[int]) -> Path:
     """The folder of this very calibration: what another one left there is taken away."""
     import modelopt
 

@@ -18,6 +18,8 @@ from typing import Any
 from quantlab import weights
 
 MLLAMA = "MllamaForConditionalGeneration"
+BLOCKS = {"LlamaForCausalLM": "model.layers", MLLAMA: "model.language_model.layers"}
+"""Architecture -> its decoder blocks, where they can be taken one at a time."""
 INSIDE: dict[str, tuple[tuple[str, str], ...]] = {
     MLLAMA: (
         (r"^language_model\.lm_head", "lm_head"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quantlab.formats.names import MLLAMA
 from quantlab.records import (
     Artifact,
     Calibrated,
@@ -37,6 +38,8 @@ PROTOCOL: dict[str, int] = {
     "mix": 1,
 }
 """Version of quantlab's own procedure, a stage."""
+SEEING = 2
+"""Of "calibrate" for a model with images: since 2 each cross-attention layer keeps scales of its own."""
 
 MAKERS = ("nvidia-modelopt", "torch", "transformers")
 """Packages that can change an export."""
@@ -61,7 +64,7 @@ def calibrate(weights: Weights, recipe: Recipe, group: int | None, data: str, ho
         return digest("calibrate", PROTOCOL["calibrate"], weights.digest, recipe.format)
     return digest(
         "calibrate",
-        PROTOCOL["calibrate"],
+        SEEING if weights.architecture == MLLAMA else PROTOCOL["calibrate"],
         weights.digest,
         _numbers_of(recipe),
         group,

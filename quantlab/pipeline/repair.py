@@ -18,7 +18,7 @@ import msgspec
 
 from quantlab import budget, catalog
 from quantlab import host as machine
-from quantlab.blockwise import FLOPS_A_CORE
+from quantlab.costs import FLOPS_A_CORE
 from quantlab.errors import BadInput
 from quantlab.ledgers import Ledger
 from quantlab.pipeline import identity, recipes
