@@ -2,8 +2,8 @@
 
 AutoQuantize calibrates every format anew, scores each layer by itself against the 16-bit model, and chooses:
 
-    gradient  sum of (g x d)^2 over tokens and outputs, g of the model's own loss on the text at the 16-bit point, d what
-              quantizing changes in the output (a diagonal Fisher matrix); integer programming under the bits
+    gradient  sum of (g x d)^2 over tokens and outputs, g of the model's own loss on the text at the 16-bit point, d
+              what quantizing changes in the output (a diagonal Fisher matrix); integer programming under the bits
     kl_div    KL of the whole model with one group quantized: a forward pass for every group and format; the lowest
               threshold on that KL which the bits allow, whatever a group weighs
 
@@ -16,7 +16,6 @@ own model is not measured (it folds AWQ's scales differently).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -64,7 +63,9 @@ def chosen(
         ],
         data_loader=Texts(_ids(donors[0], own, model), scoring, len(donors)),
         forward_step=lambda it, ids: it(input_ids=ids, use_cache=False).logits,
-        loss_func=lambda logits, ids: torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()),
+        loss_func=lambda logits, ids: torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        ),
         disabled_layers=["lm_head"],
         num_calib_steps=4,  # AutoQuantize takes a quarter of it for AWQ: the one batch
         num_score_steps=len(scoring),

@@ -31,6 +31,7 @@ import torch
 from quantlab import budget, catalog, host, kept
 from quantlab import weights as folders
 from quantlab.calibrate import damage, sensitivity, source
+from quantlab.calibrate.bench import Bench
 from quantlab.formats import names
 from quantlab.formats.modelopt import read_quantization
 from quantlab.measure.windows import windows
@@ -128,7 +129,7 @@ def measured(donors: Sequence[Donor], groups: Sequence[GroupCost], choice: budge
 
     wanted = logprobs()
     opened = {one.format: sensitivity.exported(one) for one in donors}
-    bench = sensitivity.Bench(model, opened, kept.groups(donors[0].calibrated.layers))
+    bench = Bench(model, opened, kept.groups(donors[0].calibrated.layers))
     with bench.quantized():
         for layers, word in choice.items():
             for name in layers:
