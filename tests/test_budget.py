@@ -42,7 +42,13 @@ def test_two_formats_are_climbed_one_after_the_other() -> None:
 
 
 def test_groups_near_the_margin_are_asked_again_and_what_is_surely_kept_stands() -> None:
-    groups = [group("a", 100, 0.9), group("b", 100, 0.2), group("c", 100, 0.15), group("d", 100, 0.01), group("e", 1, 0)]
+    groups = [
+        group("a", 100, 0.9),
+        group("b", 100, 0.2),
+        group("c", 100, 0.15),
+        group("d", 100, 0.01),
+        group("e", 1, 0),
+    ]
     choice = budget.choose(groups, "int4", ("fp8",), 6.0)
     assert set(choice) == {("a",), ("b",)}
     point = budget.contested(groups, "int4", ("fp8",), choice)
