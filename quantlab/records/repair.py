@@ -54,7 +54,8 @@ class GroupCost(Result, frozen=True, kw_only=True):
     """Format -> stored bits of all its weights and scales."""
     kl: dict[str, float]
     """Format -> share of the recipe's KL that the group causes in that format, nats a position
-    (calibrate/sensitivity.py); bf16 is 0 and not listed. All groups in the recipe's own format sum to its KL."""
+    (calibrate/sensitivity.py); bf16 is 0 and not listed. All groups in the recipe's own format sum to its KL,
+    where none was asked again: of a group near the margin it is what the group costs at the mixture of the budget."""
     errors: dict[str, float]
     """Format -> standard error of that over the sequences."""
 
