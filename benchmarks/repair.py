@@ -13,6 +13,8 @@ busy machine can be left to others in between; results are collected in benchmar
     output_error  |Wq x - W x| / |W x| of each layer, which `verify` measures anyway (calibrate/damage.py)
     ends          folklore: whole blocks from both ends of the model
     random        groups in a random order
+    autoquantize_gradient, autoquantize_kl_div
+                  ModelOpt's AutoQuantize (autoquantize.py beside this), on the same text
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import autoquantize
 import msgspec
 import torch
 
 from quantlab import budget, catalog, host, kept
 from quantlab import weights as folders
 from quantlab.calibrate import damage, sensitivity, source
+from quantlab.calibrate.bench import Bench
 from quantlab.formats import names
 from quantlab.formats.modelopt import read_quantization
 from quantlab.measure.windows import windows
@@ -74,8 +78,12 @@ def donor(word: str, folder: str, weights: str) -> Donor:
     )
 
 
+def text_of(args: Any) -> Calibration:
+    return Calibration(set="python-docs", samples=args.samples, length=args.length, seed=1)
+
+
 def searched(donors: Sequence[Donor], args: Any) -> tuple[GroupCost, ...]:
-    text = Calibration(set="python-docs", samples=args.samples, length=args.length, seed=1)
+    text = text_of(args)
     job = msgspec.structs.replace(
         donors[0].recipe, recipe=msgspec.structs.replace(donors[0].recipe.recipe, calibration=text)
     )
@@ -101,6 +109,8 @@ def chosen(groups: Sequence[GroupCost], donors: Sequence[Donor], args: Any) -> b
         return {group.layers: word for group in groups}
     if args.ranking == "search":
         return budget.choose(groups, base, (word,), args.bits)
+    if args.ranking.startswith("autoquantize_"):
+        return autoquantize.chosen(args.ranking.removeprefix("autoquantize_"), groups, donors, text_of(args), args.bits)
     order = list(groups)
     if args.ranking == "random":
         random.Random(0).shuffle(order)
@@ -128,7 +138,7 @@ def measured(donors: Sequence[Donor], groups: Sequence[GroupCost], choice: budge
 
     wanted = logprobs()
     opened = {one.format: sensitivity.exported(one) for one in donors}
-    bench = sensitivity.Bench(model, opened, kept.groups(donors[0].calibrated.layers))
+    bench = Bench(model, opened, kept.groups(donors[0].calibrated.layers))
     with bench.quantized():
         for layers, word in choice.items():
             for name in layers:
@@ -152,7 +162,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="folder of the 16-bit model")
     parser.add_argument("--export", action="append", required=True, help="RECIPE=FOLDER: the recipe, then what is kept")
     parser.add_argument("--work", required=True, help="folder of the search's journal")
-    names_ = ("none", "all", "search", "output_error", "ends", "random")
+    names_ = ("none", "all", "search", "output_error", "ends", "random", "autoquantize_gradient", "autoquantize_kl_div")
     parser.add_argument("--ranking", default="search", choices=names_)
     parser.add_argument("--bits", type=float, default=5.2)
     parser.add_argument("--samples", type=int, default=8)
@@ -166,10 +176,11 @@ def main() -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     here = host.describe()
     found["device"] = f"{here.cpu}, {here.cores} cores, busy with other work"
-    found["search"] = {"samples": args.samples, "length": args.length, "set": "python-docs"}
+    found["set"] = "python-docs"
     key = f"{args.ranking} {donors[1].format}" + ("" if args.ranking in ("none", "all") else f" {args.bits:g}")
     cpu = resource.getrusage(resource.RUSAGE_SELF)
-    found.setdefault("rows", {})[key] = row | {"cpu_seconds": round(cpu.ru_utime + cpu.ru_stime, 1)}
+    text = {"samples": args.samples, "length": args.length}
+    found.setdefault("rows", {})[key] = row | text | {"cpu_seconds": round(cpu.ru_utime + cpu.ru_stime, 1)}
     whole = found["rows"].get(f"none {donors[1].format}")
     for one in found["rows"].values() if whole else ():
         one["recovered"] = round(1 - one["kl"] / whole["kl"], 3)

@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from quantlab.records.repair import GroupCost
+from quantlab.records.repair import GroupCost, SearchPoint
 
 Choice = dict[tuple[str, ...], str]
 """Layers of a group -> the format it is kept in."""
+NEAR = 2.5
+"""A group is contested while its savings a bit are within this factor of those of the last group that was kept. Shares
+of 8 sequences have a standard error of about a quarter; keeping others changes them by as much again."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,25 @@ def _steps(group: GroupCost, now: str, formats: Sequence[str]) -> Iterable[Step]
         extra, saved = group.bits[word] - group.bits[now], cost(group, now) - cost(group, word)
         if extra > 0 and saved > 0:
             yield Step(group, word, extra, saved)
+
+
+def contested(groups: Sequence[GroupCost], base: str, formats: Sequence[str], choice: Choice) -> SearchPoint:
+    """Where to ask again: what is surely kept stands kept, groups near the margin stand halfway; none without a choice.
+
+    Args:
+        choice: of `choose`.
+    """
+    ratios = {group.layers: max((step.ratio for step in _steps(group, base, formats)), default=0.0) for group in groups}
+    margin = min((ratios[layers] for layers in choice), default=0.0)
+    near = [layers for layers, ratio in ratios.items() if margin / NEAR < ratio < margin * NEAR]
+    sure = {layers: word for layers, word in choice.items() if layers not in near}
+    return SearchPoint(kept=by_format(sure), halfway=tuple(name for layers in near for name in layers))
+
+
+def renewed(groups: Sequence[GroupCost], again: Sequence[GroupCost]) -> tuple[GroupCost, ...]:
+    """`groups` with those that were asked again in place of their former selves."""
+    newer = {group.layers: group for group in again}
+    return tuple(newer.get(group.layers, group) for group in groups)
 
 
 def cost(group: GroupCost, word: str) -> float:

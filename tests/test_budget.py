@@ -41,6 +41,28 @@ def test_two_formats_are_climbed_one_after_the_other() -> None:
     assert budget.choose(groups, "int4", ("fp8", "bf16"), 12.0) == {("a",): "bf16", ("b",): "fp8"}
 
 
+def test_groups_near_the_margin_are_asked_again_and_what_is_surely_kept_stands() -> None:
+    groups = [
+        group("a", 100, 0.9),
+        group("b", 100, 0.2),
+        group("c", 100, 0.15),
+        group("d", 100, 0.01),
+        group("e", 1, 0),
+    ]
+    choice = budget.choose(groups, "int4", ("fp8",), 6.0)
+    assert set(choice) == {("a",), ("b",)}
+    point = budget.contested(groups, "int4", ("fp8",), choice)
+    assert (point.kept, point.halfway) == ({"fp8": ("a",)}, ("b", "c"))
+    assert budget.contested(groups, "int4", ("fp8",), {}).halfway == ()
+
+
+def test_a_group_that_saves_less_than_thought_is_released() -> None:
+    groups = [group("a", 100, 0.9), group("b", 100, 0.2), group("c", 100, 0.15)]
+    again = budget.renewed(groups, [group("c", 100, 0.15), group("b", 100, 0.1)])
+    assert [one.layers for one in again] == [one.layers for one in groups]
+    assert set(budget.choose(again, "int4", ("fp8",), 7.0)) == {("a",), ("c",)}
+
+
 def test_the_sums() -> None:
     choice = {("a",): "fp8"}
     assert budget.mean_bits(GROUPS, "int4", choice) == pytest.approx(4 + 4 * 100 / 500)

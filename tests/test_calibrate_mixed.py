@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,12 +17,13 @@ from safetensors.torch import load_file
 
 from quantlab import kept, weights
 from quantlab.calibrate import compose, modelopt, sensitivity, source, verify
+from quantlab.calibrate.bench import Bench
 from quantlab.calibrate.samples import Samples
 from quantlab.formats.declared import MIXED, read_quantization
 from quantlab.formats.lint import lint_trtllm
 from quantlab.formats.modelopt import open_model
 from quantlab.records import Calibrated, CalibrateJob, Calibration, Keep, Recipe, VerifyJob
-from quantlab.records.repair import Donor, MixJob, SearchJob
+from quantlab.records.repair import Donor, MixJob, SearchJob, SearchPoint
 from quantlab.sizes import Layer
 from quantlab.worker import Reporter
 from tests.test_calibrate_modelopt import ROOT, job
@@ -185,20 +188,18 @@ def test_a_search_that_is_killed_goes_on_where_it_was(tiny_model: Path, tmp_path
         assert one.kl == pytest.approx(other.kl, rel=1e-3, abs=1e-9)
 
 
-def test_shares_sum_to_the_kl_and_foretell_what_keeping_a_group_saves(tiny_model: Path, tmp_path: Path) -> None:
-    spec = searching(tiny_model, tmp_path, samples=6)
-    found = sensitivity.run(spec, Reporter())
-    assert len(found.groups) == 8
-
-    model = source.load(spec.text)
+def measuring(spec: SearchJob) -> Callable[[dict[str, str]], float]:
+    """KL of the recipe's export with some layers (name -> format) in another, on the text of the search."""
+    model: Any = source.load(spec.text)
     data = source.calibration(spec.text, model)
     assert isinstance(data, Samples)
     opened = {donor.format: sensitivity.exported(donor) for donor in spec.donors}
-    bench = sensitivity.Bench(model, opened, kept.groups(opened["int4_awq"].layers))
+    bench = Bench(model, opened, kept.groups(opened["int4_awq"].layers))
 
     def logprobs() -> torch.Tensor:
         with torch.no_grad():
-            return model(data.ids).logits[:, sensitivity.BURN_IN :].float().log_softmax(-1)
+            logits: torch.Tensor = model(data.ids).logits
+            return logits[:, sensitivity.BURN_IN :].float().log_softmax(-1)
 
     wanted = logprobs()
 
@@ -208,6 +209,15 @@ def test_shares_sum_to_the_kl_and_foretell_what_keeping_a_group_saves(tiny_model
                 model.set_submodule(name, bench.layer(word, name))
             return float((wanted.exp() * (wanted - logprobs())).sum(-1).mean())
 
+    return kl
+
+
+def test_shares_sum_to_the_kl_and_foretell_what_keeping_a_group_saves(tiny_model: Path, tmp_path: Path) -> None:
+    spec = searching(tiny_model, tmp_path, samples=6)
+    found = sensitivity.run(spec, Reporter())
+    assert len(found.groups) == 8
+
+    kl = measuring(spec)
     whole = kl({})
     assert sum(group.kl["int4_awq"] for group in found.groups) == pytest.approx(whole, rel=0.15)
     saved = [whole - kl(dict.fromkeys(group.layers, "int8_wo")) for group in found.groups]
@@ -215,3 +225,19 @@ def test_shares_sum_to_the_kl_and_foretell_what_keeping_a_group_saves(tiny_model
     assert float(np.corrcoef(saved, foretold)[0, 1]) > 0.8
     again = sensitivity.run(spec, Reporter())
     assert again.groups == found.groups  # out of the journal
+
+
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_halfway_a_group_tells_what_keeping_it_saves_at_that_mixture(
+    place: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    spec = searching(tiny_model, tmp_path, samples=4)
+    groups = kept.groups(sensitivity.exported(spec.donors[0]).layers)
+    near, sure = groups[place], {"int8_wo": groups[7], "bf16": groups[2]}
+    asked = msgspec.structs.replace(spec, point=SearchPoint(kept=sure, halfway=near), folder=str(tmp_path / "near"))
+    (found,) = sensitivity.run(asked, Reporter()).groups
+    assert found.layers == near
+    kl, rest = measuring(spec), {name: word for word, names in sure.items() for name in names}
+    saved = kl(rest) - kl(rest | dict.fromkeys(near, "bf16"))
+    assert found.kl["int4_awq"] == pytest.approx(saved, rel=0.1)
+    assert abs(found.kl["int8_wo"]) < 0.2 * abs(found.kl["int4_awq"])

@@ -122,7 +122,7 @@ def test_the_page_and_the_screen_say_the_same(done: tuple[Repair, Ledger], tmp_p
 def test_another_budget_searches_nothing_again(done: tuple[Repair, Ledger], place: Path) -> None:
     _, ledger = done
     seen = Seen()
-    found = pipeline.repair(ask(place, 7.0, out=str(place / "seven.yaml"), points=1), ledger, seen)
+    found = pipeline.repair(ask(place, 7.0, out=str(place / "seven.yaml"), rounds=1), ledger, seen)
     assert ("awq", "search", True) in seen.stages
     assert max(point.bits for point in found.points if point.chosen) > 6.0
 

@@ -12,7 +12,12 @@ counted as loss. A layer in another format w costs 1/2 g . d_w. One backward pas
 all layers in all formats cost about as much as four forward passes, where running the model once for every group and
 format takes hundreds (docs/repair.md holds rankings against each other).
 
-The shares rank; they hold for small steps away from the recipe. What a mixture costs is measured, on other text.
+The shares rank; they hold for small steps away from the recipe, and keeping a third of the layers is no small step. A
+second round asks again about the groups near the margin, where the choice lies: with the layers kept that surely are,
+and each contested one halfway between 16 bit and the recipe. There g . d, not half of it, is what keeping the group
+saves: with KL = 1/2 s H s, s the sum of all d, taking a whole d out of s saves g . d - 1/2 d H d and putting one in
+costs g . d + 1/2 d H d; halfway the second terms cancel (the central difference), so that kept groups and others are
+compared at one point and may change places. What a mixture costs is measured, on other text.
 
 Layers that a runtime fuses share an input scale and change together (kept.py); AWQ folded one factor for all of them
 into the norm before, which is undone at their input (damage.py). The search reads calibration text; what the result is
@@ -31,15 +36,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from quantlab import kept
-from quantlab.calibrate import damage, source
+from quantlab.calibrate import source
 from quantlab.calibrate.accounting import PARTS, bits_of
+from quantlab.calibrate.bench import Bench
 from quantlab.calibrate.exported import Exported
 from quantlab.calibrate.samples import Samples
 from quantlab.errors import Broken, Refused
-from quantlab.formats.layers import Int4Linear, QuantizedLinear
 from quantlab.records import VerifyJob
 from quantlab.records.repair import Donor, GroupCost, SearchJob, Sensitivity
 
@@ -72,10 +76,10 @@ def run(spec: SearchJob, reporter: Reporter) -> Sensitivity:
     if not isinstance(data, Samples):
         raise Refused("the search reads text alone.", place="repair", cure="Take a model without images.")
     opened = {donor.format: exported(donor) for donor in spec.donors}
-    groups = kept.groups(next(iter(opened.values())).layers)
+    groups, halfway = kept.groups(next(iter(opened.values())).layers), spec.point.halfway
     journal = Path(spec.folder) / JOURNAL
     known = finished(journal)
-    bench = Bench(model, opened, groups) if len(known) < data.count else None
+    bench = Bench(model, opened, groups, spec.point) if len(known) < data.count else None
     while bench is not None and (place := len(known)) < data.count:
         scored = Pass(bench, reporter, (place, data.count)).run(data.ids[place : place + TOGETHER])
         known += scored
@@ -84,7 +88,7 @@ def run(spec: SearchJob, reporter: Reporter) -> Sensitivity:
             file.write(b"".join(json.dumps(one).encode() + b"\n" for one in scored))
     reporter.progress("search", 1, 1, "")
     return Sensitivity(
-        groups=tuple(_cost(layers, opened, known) for layers in groups),
+        groups=tuple(_cost(layers, opened, known) for layers in groups if not halfway or layers[0] in halfway),
         positions=data.count * (data.ids.shape[1] - BURN_IN),
         text_digest=data.digest,
         seconds=round(time.monotonic() - started, 3),
@@ -140,7 +144,7 @@ class Pass:
 
     def _costs(self, row: int, positions: int) -> Costs:
         found = {
-            first: {word: 0.5 * float(sums[row]) / positions for word, sums in formats.items()}
+            first: {word: self.bench.part * float(sums[row]) / positions for word, sums in formats.items()}
             for first, formats in self.sums.items()
         }
         for first, formats in found.items():
@@ -150,7 +154,7 @@ class Pass:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        handles = [layer.register_forward_hook(self._keep(name)) for name, layer in self.bench.base.items()]
+        handles = [self.bench.base[name].register_forward_hook(self._keep(name)) for name in self.bench.scored]
         try:
             yield
         finally:
@@ -170,65 +174,14 @@ class Pass:
         with torch.no_grad():
             exact = bench.own[name](x)
             for word in bench.opened:
-                made = y if word == bench.word else bench.layer(word, name)(x)
+                made = y if word == bench.computed(name) else bench.layer(word, name)(x)
                 moved = ((made - exact) * g).double().sum((1, 2))
                 formats = self.sums.setdefault(bench.group[name], {})
                 formats[word] = formats[word] + moved if word in formats else moved
         self.done += 1
         at, total = self.place
-        share = self.done / len(bench.group) * min(TOGETHER, total - at)
+        share = self.done / len(bench.scored) * min(TOGETHER, total - at)
         self.reporter.progress("search", at + share, total, "sequences")
-
-
-class Bench:
-    """The model with the layers of 16 bit and those of the recipe's export at hand."""
-
-    def __init__(self, model: nn.Module, opened: dict[str, Exported], groups: tuple[tuple[str, ...], ...]) -> None:
-        self.model: Any = model
-        self.opened = opened
-        self.word = next(iter(opened))
-        """The recipe's own format."""
-        self.group = {name: layers[0] for layers in groups for name in layers}
-        self.own = {name: model.get_submodule(name) for name in self.group}
-        self.base = {name: self.layer(self.word, name) for name in self.group}
-
-    def layer(self, word: str, name: str) -> nn.Module:
-        """The layer of an export as a module that stands in for the source's."""
-        own: Any = self.own[name]
-        ((_, layer, factor),) = damage.modules(self.opened[word], [name], own.weight.dtype, own.weight.device)
-        layer.bias = own.bias
-        return Moved(layer, factor.to(own.weight.device))
-
-    @contextmanager
-    def quantized(self) -> Iterator[None]:
-        """The model computes as the recipe's export does."""
-        for name, layer in self.base.items():
-            self.model.set_submodule(name, layer)
-        try:
-            yield
-        finally:
-            for name, layer in self.own.items():
-                self.model.set_submodule(name, layer)
-
-
-class Moved(nn.Module):  # type: ignore[misc]
-    """A layer of an export behind the source's norm: its input first gets the factor that AWQ put into the norm.
-
-    Rounding has no gradient. Where activations are rounded it is that of the weight (straight through).
-    """
-
-    def __init__(self, layer: QuantizedLinear, factor: Tensor) -> None:
-        super().__init__()
-        self.layer = layer
-        self.register_buffer("factor", factor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * self.factor.to(x.dtype)
-        found: Tensor = self.layer(x)
-        if not torch.is_grad_enabled() or isinstance(self.layer, Int4Linear):
-            return found
-        exact = functional.linear(x, self.layer.dense().to(x.dtype), self.layer.bias)
-        return exact + (found - exact).detach()
 
 
 def _cost(layers: tuple[str, ...], opened: dict[str, Exported], known: list[Costs]) -> GroupCost:

@@ -24,6 +24,7 @@ from quantlab.records import (
     Weights,
     digest,
 )
+from quantlab.records.repair import SearchPoint
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
@@ -84,11 +85,15 @@ def verify(calibrated: Calibrated, recipe: Recipe, host: Host) -> str:
     )
 
 
-def search(donors: Sequence[Checkpoint], text: Calibration, data: str, host: Host, device: str) -> str:
-    """`data` is the digest of the calibration set that the search reads."""
+def search(
+    donors: Sequence[Checkpoint], text: Calibration, data: str, host: Host, device: str, point: SearchPoint
+) -> str:
+    """`data` is the digest of the calibration set that the search reads; `point` the mixture it is done at."""
     digests = [donor.digest for donor in donors]
     common = [versions(host, SCORERS), device_of(host, device)]
-    return digest("search", PROTOCOL["search"], digests, text, data, *common)
+    return digest(
+        "search", PROTOCOL["search"], digests, text, data, *common, *([point] if point != SearchPoint() else [])
+    )
 
 
 def mix(donors: Sequence[Checkpoint], kept: dict[str, tuple[str, ...]]) -> str:

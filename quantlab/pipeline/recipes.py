@@ -38,7 +38,7 @@ def written(found: Found, recipe: Recipe, costs: Sensitivity, choice: budget.Cho
         "",
         f"What    {found.name}, and {sum(map(len, choice))} of {sum(len(each.layers) for each in costs.groups)} layers "
         f"in more bits: {before:.2f} -> {after:.2f} bits a weight.",
-        f"Why     Of the {all_:.4f} nats of KL that {found.name} loses on calibration text each group of layers causes",
+        f"Why     Of about {all_:.4f} nats of KL lost on calibration text, each group of layers causes",
         f"        a share. Those that save the most for a bit are kept; {left:.4f} nats are expected to remain. Shares",
         "        rank layers; what this mixture really loses is measured (quantlab repair, quantlab run).",
         f"Served  {_served(recipe)}",

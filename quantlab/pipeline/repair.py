@@ -18,10 +18,8 @@ import msgspec
 
 from quantlab import budget, catalog
 from quantlab import host as machine
-from quantlab.costs import FLOPS_A_CORE
-from quantlab.errors import BadInput
 from quantlab.ledgers import Ledger
-from quantlab.pipeline import identity, recipes
+from quantlab.pipeline import identity, recipes, searching
 from quantlab.pipeline.ask import Resolved, resolve
 from quantlab.pipeline.assemble import assemble
 from quantlab.pipeline.entry import now
@@ -32,7 +30,7 @@ from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker, name_of
 from quantlab.plans import Plan
 from quantlab.records import SCHEMA, Calibrated, CalibrateJob, Calibration, Recipe
-from quantlab.records.repair import CurvePoint, Donor, MixJob, Repair, SearchJob, Sensitivity
+from quantlab.records.repair import CurvePoint, Donor, MixJob, Repair, SearchJob, SearchPoint, Sensitivity
 from quantlab.sizes import Layer, sizes
 
 
@@ -81,7 +79,7 @@ class Repairer:
         require(walks[-1])
         donors = self.donors(walker, walks[-1])
         costs = self.search(walker, donors)
-        choices = self._choices(costs)
+        choices = searching.choices(costs.groups, self.recipe.format, self.formats, self.bits, self.wanted.points)
         points = self._curve(walker, walks, donors, costs, choices)
         text = recipes.written(self.found, self._recipe(costs, choices[-1]), costs, choices[-1], self._header(costs))
         name = recipes.save(self.out, text)
@@ -112,51 +110,40 @@ class Repairer:
         return walker.calibration(found, recipe, Plan(recipe=name, group_size=group))
 
     def search(self, walker: Walker, donors: Sequence[Donor]) -> Sensitivity:
+        """All groups at the recipe, then those near the margin at the mixture that the budget would give."""
+        base, costs = self.recipe.format, self._searched(walker, donors, SearchPoint())
+        for _ in range(1, self.wanted.rounds):
+            choice = budget.choose(costs.groups, base, self.formats, self.bits)
+            point = budget.contested(costs.groups, base, self.formats, choice)
+            if not point.halfway:
+                break
+            again = self._searched(walker, donors, point)
+            groups = budget.renewed(costs.groups, again.groups)
+            costs = msgspec.structs.replace(costs, groups=groups, seconds=costs.seconds + again.seconds)
+        return costs
+
+    def _searched(self, walker: Walker, donors: Sequence[Donor], point: SearchPoint) -> Sensitivity:
         text = Calibration(samples=self.wanted.samples, length=self.wanted.length, seed=self._text().seed + 1)
         text = msgspec.structs.replace(text, set=self._text().set)
         recipe = msgspec.structs.replace(donors[-1].recipe.recipe, calibration=text)
         _, job = self._job(walker, "search", recipe, None)
         data = catalog.set_digest(catalog.calibration_set(text.set, self.found.path.parent))
         made = [donor.calibrated.checkpoint for donor in donors]
-        known = identity.search(made, text, data, self.host, self.resolved.ask.config.device)
+        known = identity.search(made, text, data, self.host, self.resolved.ask.config.device, point)
         if walker.stages.found("search", known) is None:
-            self._estimate(donors)
-        spec = SearchJob(text=job, donors=tuple(donors), folder=str(self.ledger.scratch(known)))
+            self._estimate(donors, point)
+        spec = SearchJob(text=job, donors=tuple(donors), folder=str(self.ledger.scratch(known)), point=point)
         return walker.stages.search(known, self.found.name, spec)
+
+    def _estimate(self, donors: Sequence[Donor], point: SearchPoint) -> None:
+        """How long a round will take on a CPU, before it starts."""
+        if not self.host.gpus or self.resolved.ask.config.device == "cpu":
+            known = sizes(self.resolved.model, Path(self.weights.path), self.recipe)
+            tokens = self.wanted.samples * self.wanted.length
+            self.watch.say(searching.estimate(known, point, len(donors), tokens, self.host.cores))
 
     def _text(self) -> Calibration:
         return self.recipe.calibration or donor_recipe("fp8", self.recipe).calibration or Calibration()
-
-    def _estimate(self, donors: Sequence[Donor]) -> None:
-        """How long the search will take on a CPU, before it starts."""
-        if self.host.gpus and self.resolved.ask.config.device != "cpu":
-            return
-        known = sizes(self.resolved.model, Path(self.weights.path), self.recipe)
-        linear = sum(one.outputs * one.inputs for one in known.layers)
-        head = known.shape.vocabulary * known.shape.hidden if known.shape else 0
-        tokens = self.wanted.samples * self.wanted.length
-        seconds = 2 * (linear * (2 + len(donors)) + 2 * head) * tokens / (FLOPS_A_CORE * self.host.cores)
-        self.watch.say(
-            f"search: {tokens:,} tokens forward and backward, and every layer in {len(donors)} formats: about "
-            f"{seconds:.0f} s on {self.host.cores} idle cores, and reading the exports (an estimate)."
-        )
-
-    def _choices(self, costs: Sensitivity) -> list[budget.Choice]:
-        """From few bits to the budget, the chosen one last."""
-        base = self.recipe.format
-        own = budget.mean_bits(costs.groups, base, {})
-        targets = [own + (self.bits - own) * place / self.wanted.points for place in range(1, self.wanted.points + 1)]
-        found = [budget.choose(costs.groups, base, self.formats, target) for target in targets]
-        if not found[-1]:
-            least = min(
-                group.bits[word] - group.bits[base] for group in costs.groups for word in self.formats
-            ) / budget.weights(costs.groups)
-            raise BadInput(
-                f"no group of layers fits: the recipe takes {own:.2f} bits and the smallest group {least:.3f} more.",
-                place=f"--bits {self.bits:g}",
-                cure=f"Allow at least {own + least + 0.005:.2f}, or another format with --keep.",
-            )
-        return [each for place, each in enumerate(found) if each and each not in found[:place]]
 
     def _curve(
         self,

@@ -36,6 +36,8 @@ class RepairAsk:
     """Sequences of calibration text that the search reads."""
     length: int = 256
     """Tokens in each."""
+    rounds: int = 2
+    """Rounds of the search: the first at the recipe, each further one at the mixture that the budget would give."""
     out: str | None = None
     """File of the new recipe; None: calibration/<recipe>_<bits>bit.yaml."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from quantlab.records.jobs import CalibrateJob, Spec
 from quantlab.records.results import Calibrated, Fidelity, Result
 from quantlab.records.verdicts import Run
@@ -21,6 +23,15 @@ class Donor(Spec, frozen=True, kw_only=True):
     """How it was made."""
 
 
+class SearchPoint(Spec, frozen=True, kw_only=True):
+    """A mixture at which groups are scored. As it is by default: all layers in the recipe's own format."""
+
+    kept: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Format -> layers that have it instead of the recipe's own."""
+    halfway: tuple[str, ...] = ()
+    """Layers that stand halfway between 16 bit and the recipe's own format. These alone are scored; empty: all are."""
+
+
 class SearchJob(Spec, frozen=True, kw_only=True):
     """Measure what each group of layers costs by itself. Result: Sensitivity."""
 
@@ -29,7 +40,9 @@ class SearchJob(Spec, frozen=True, kw_only=True):
     donors: tuple[Donor, ...]
     """The formats to compare; the first is the recipe to be repaired."""
     folder: str
-    """Where finished groups are kept between attempts."""
+    """Where finished sequences are kept between attempts."""
+    point: SearchPoint = SearchPoint()
+    """Where the model stands while it is scored."""
 
 
 class GroupCost(Result, frozen=True, kw_only=True):
@@ -41,7 +54,8 @@ class GroupCost(Result, frozen=True, kw_only=True):
     """Format -> stored bits of all its weights and scales."""
     kl: dict[str, float]
     """Format -> share of the recipe's KL that the group causes in that format, nats a position
-    (calibrate/sensitivity.py); bf16 is 0 and not listed. All groups in the recipe's own format sum to its KL."""
+    (calibrate/sensitivity.py); bf16 is 0 and not listed. All groups in the recipe's own format sum to its KL,
+    where none was asked again: of a group near the margin it is what the group costs at the mixture of the budget."""
     errors: dict[str, float]
     """Format -> standard error of that over the sequences."""
 
