@@ -123,17 +123,17 @@ def _finite(name: str, error: float) -> float:
 
 def _moved(export: Exported, name: str, source: Tensor, made: Tensor) -> Tensor:
     """float32 [inputs]: what column k of the export must be multiplied with to stand for the source's column."""
-    return _norm(export, name, source, made)[1]
+    return folded_into(export, name, source, made)[1]
 
 
 def norm_of(export: Exported, name: str) -> str | None:
     """The norm before a layer into which AWQ folded its factor; None where it folded none."""
     for _, layer, _ in modules(export, [name], torch.float32, torch.device("cpu")):
-        return _norm(export, name, export.read_source(f"{name}.weight").float(), layer.dense())[0]
+        return folded_into(export, name, export.read_source(f"{name}.weight").float(), layer.dense())[0]
     return None
 
 
-def _norm(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[str | None, Tensor]:
+def folded_into(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[str | None, Tensor]:
     """The norm of the block whose change fits the layer best, and that change; ones where none fits better."""
     ratios: dict[str | None, Tensor] = {None: torch.ones(source.shape[1])}
     ratios |= _norm_ratios(export, name, source.shape[1])

@@ -96,6 +96,39 @@ class Int8Linear(QuantizedLinear):
         return y if self.bias is None else y + self.bias
 
 
+class Int8RowLinear(QuantizedLinear):
+    """W8A8 in integers with a weight scale an output and an input scale a token (largest magnitude / 127.5, as
+    compressed-tensors takes it). Emulated.
+
+    Args:
+        codes: int8 [outputs, inputs].
+        weight_scale: float32 [outputs].
+        bias: [outputs] or None.
+        dtype: type of what comes out.
+    """
+
+    def __init__(
+        self, codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape
+        self.dtype = dtype
+        self.shift = 2.0**-8 if dtype is torch.float16 else 1.0
+        self.register_buffer("codes", codes.to(dtype) * self.shift)
+        self.register_buffer("weight_scale", weight_scale.float().reshape(-1))
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
+
+    def dense(self) -> torch.Tensor:
+        return self.codes.float() / self.shift * self.weight_scale.unsqueeze(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127.5
+        codes = (x.float() / scale).round_().clamp_(-128, 127).to(self.dtype)
+        sums = functional.linear(codes.mul_(self.shift), self.codes).float() / self.shift**2
+        y = (sums * self.weight_scale * scale).to(self.dtype)
+        return y if self.bias is None else y + self.bias
+
+
 class W4A8Linear(QuantizedLinear):
     """Int4 weights that are multiplied as FP8, with a static input scale. Emulated.
 
