@@ -257,7 +257,9 @@ def test_what_is_not_computed_is_named_and_vllm_may_take_it(
 
 
 def test_methods_that_nobody_takes_are_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:
-    folder = say(copied(tiny_model, tmp_path / "q"), "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    folder = say(
+        copied(tiny_model, tmp_path / "q"), "config.json", quantization_config={"quant_method": "bitsandbytes"}
+    )
     with pytest.raises(Refused, match="bitsandbytes"):
         layout_of(folder)
     say(folder, "config.json", quantization_config={"quant_method": "hqq"})

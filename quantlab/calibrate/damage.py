@@ -123,20 +123,20 @@ def _finite(name: str, error: float) -> float:
 
 def _moved(export: Exported, name: str, source: Tensor, made: Tensor) -> Tensor:
     """float32 [inputs]: what column k of the export must be multiplied with to stand for the source's column."""
-    return folded_into(export, name, source, made)[1]
+    return _norm(export, name, source, made)[1]
 
 
 def norm_of(export: Exported, name: str) -> str | None:
     """The norm before a layer into which AWQ folded its factor; None where it folded none."""
     for _, layer, _ in modules(export, [name], torch.float32, torch.device("cpu")):
-        return folded_into(export, name, export.read_source(f"{name}.weight").float(), layer.dense())[0]
+        return _norm(export, name, export.read_source(f"{name}.weight").float(), layer.dense())[0]
     return None
 
 
-def folded_into(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[str | None, Tensor]:
+def _norm(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[str | None, Tensor]:
     """The norm of the block whose change fits the layer best, and that change; ones where none fits better."""
     ratios: dict[str | None, Tensor] = {None: torch.ones(source.shape[1])}
-    ratios |= _norm_ratios(export, name, source.shape[1])
+    ratios |= norm_ratios(export, name, source.shape[1])
     if len(ratios) == 1:
         return None, ratios[None]
     fitted = (source * made).sum(0) / made.square().sum(0).clamp_min(1e-30)
@@ -144,7 +144,7 @@ def folded_into(export: Exported, name: str, source: Tensor, made: Tensor) -> tu
     return best, ratios[best].nan_to_num(1.0)
 
 
-def _norm_ratios(export: Exported, name: str, width: int) -> Iterator[tuple[str | None, Tensor]]:
+def norm_ratios(export: Exported, name: str, width: int) -> Iterator[tuple[str | None, Tensor]]:
     """Exported over source's weight of each norm in the layer's block that the export changed."""
     block = name.rpartition(".")[0].rpartition(".")[0]
     for norm, one in export.made.items():

@@ -118,9 +118,8 @@ class _Work:
         export = Exported.open(_as_verify(self.spec))
         fits: dict[str, Fit] = {}
         for name, source, made in _layers(export):
-            norm, factor = damage.folded_into(export, name, source, made)
-            self.folded |= {norm} - {None}  # type: ignore[arg-type]
-            fits[name] = moved.fit(source, made * factor)
+            norm, fits[name] = _fitted(export, name, source, made)
+            self.folded |= {norm} if norm else set()
         pairs = dict(_pairs(fits))
         errors = {name: getattr(one, pairs.get(name, "plain")) for name, one in fits.items()}
         self.damage = [_damage(export, name, errors[name]) for name in fits]
@@ -201,6 +200,16 @@ def _layers(export: Exported) -> Iterator[tuple[str, Tensor, Tensor]]:
     for name in export.layers:
         source = export.read_source(f"{name}.weight").float()
         yield name, source, reader.layer(name, (source.shape[0], source.shape[1])).dense()
+
+
+def _fitted(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[str | None, Fit]:
+    """The norm whose change the layer undoes, and how it fits then. Judged with the best multiple of each row, because
+    rows may have been divided as well."""
+    found: dict[str | None, Fit] = {None: moved.fit(source, made)}
+    for norm, ratio in damage.norm_ratios(export, name, source.shape[1]):
+        found[norm] = moved.fit(source, made * ratio.nan_to_num(1.0))
+    best = min(found, key=lambda each: found[each].by_rows)
+    return best, found[best]
 
 
 def _pairs(fits: dict[str, Fit]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,8 @@ AWQ and SmoothQuant multiply a layer's columns and divide whatever comes before.
 gate, up), or the rows of another linear layer: up_proj before down_proj, v_proj before o_proj. A checkpoint that was
 made elsewhere does not say what was moved where. But the best multiple of each row, <w, q> / <q, q>, and of each column
 shows it: where something was moved, the rows of the one and the columns of the other are reciprocal, up to the noise of
-rounding (relative error of a weight over the root of their number, below 1 %).
+rounding (relative error of a weight over the root of their number, below 1 %). A multiple is also too small by the
+square of that error (6 % for a pair in int4), alike for all, so both sides are taken relative to their median.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from torch import Tensor
 PAIRS = (("mlp.up_proj", "mlp.down_proj"), ("self_attn.v_proj", "self_attn.o_proj"))
 """(rows divided, columns multiplied) in one block."""
 MOVED = 0.03
-"""Median distance of a multiple from 1 above which something was moved; rounding alone shows below 0.01."""
+"""Median distance of a multiple from the median one above which something was moved; rounding alone: below 0.01."""
+ALIKE = 0.1
+"""The same where all were moved by nearly the same factor."""
 RECIPROCAL = 0.05
-"""Largest median distance of row times column from 1."""
+"""Largest median distance of row times column from 1, both relative."""
+TOGETHER = (0.8, 1.25)
+"""Product of the two medians: a wrong scale of a whole layer was not moved."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,21 @@ def explained(first: Fit, second: Fit) -> bool:
     """The columns of `second` undo what was done to the rows of `first`."""
     size = second.columns.numel()
     repeat = size // max(1, first.rows.numel())
-    if first.rows.numel() * repeat != size:
+    if (
+        first.rows.numel() * repeat != size
+        or not TOGETHER[0] < _middle(first.rows) * _middle(second.columns) < (TOGETHER[1])
+    ):
         return False
+    columns, rows = second.columns / _middle(second.columns), first.rows / _middle(first.rows)
     # Grouped-query attention: a value head's rows serve several query heads, whose channels lie side by side.
-    rows = first.rows if repeat == 1 else _shared(first.rows, second.columns, repeat)
-    apart = (rows * second.columns - 1).abs().median()
-    return bool((second.columns - 1).abs().median() > MOVED and apart < RECIPROCAL)
+    rows = rows if repeat == 1 else _shared(rows, columns, repeat)
+    apart = (rows * columns - 1).abs().median()
+    uneven, whole = float((columns - 1).abs().median()), abs(_middle(second.columns) - 1)
+    return bool((uneven > MOVED or whole > ALIKE) and apart < RECIPROCAL)
+
+
+def _middle(values: Tensor) -> float:
+    return float(values.median()) or 1.0
 
 
 def _shared(rows: Tensor, columns: Tensor, repeat: int) -> Tensor:
