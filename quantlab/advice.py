@@ -16,7 +16,7 @@ from quantlab.preflight import GpuPlan, preflight
 from quantlab.records import Grid
 
 if TYPE_CHECKING:
-from quantlab.decide import Recommendation
+    from quantlab.decide import Recommendation
 
 
 class GpuPlans(list[GpuPlan]):
