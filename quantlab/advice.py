@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantlab import amounts, catalog
+from quantlab.candidates import candidate
 from quantlab.errors import BadInput
 from quantlab.kernels import KernelTables
 from quantlab.ledgers import Ledger
 from quantlab.preflight import GpuPlan, preflight
-from quantlab.records import Grid, Recipe
+from quantlab.records import Grid
 from quantlab.serving import USUAL_IMAGES
 
 if TYPE_CHECKING:
@@ -62,10 +63,9 @@ def plan_gpu(
     path = folder if folder and any(folder.glob("*.safetensors")) else None
     found = GpuPlans()
     for word in recipes:
-        recipe = catalog.recipe(word)
-        assert isinstance(recipe.record, Recipe)
+        name, recipe = candidate(word)
         asked: dict[str, Any] = {"grid": cells, "context": length, "batches": amounts.batches(batch), "path": path}
-        found.append(preflight(resolved, recipe.name, recipe.record, sheet, tp, images=images, **asked))
+        found.append(preflight(resolved, name, recipe, sheet, tp, images=images, **asked))
     return found
 
 

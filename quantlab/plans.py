@@ -24,11 +24,13 @@ from pathlib import Path
 
 import msgspec
 
-from quantlab import blockwise, costs, kept, sight, weights
+from quantlab import blockwise, costs, kept, sight
+from quantlab.formats.foreign import layout_of
 from quantlab.records import CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
 from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size, too_long
 from quantlab.sizes import sizes as sizes_of
 
+JUDGED = "quantlab run FOLDER --model MODEL (its 16-bit original)."
 QUANTIZABLE = re.compile(
     r"(Llama|Mistral|Mixtral|Qwen2|Qwen3|Phi3?|Gemma[23]?|Nemotron|Exaone)ForCausalLM|MllamaFor\w+"
 )
@@ -136,8 +138,8 @@ def _state(model: Model, path: Path | None) -> Iterator[str]:
             f"{model.location} is gated and this machine has no Hugging Face token. Accept the licence on "
             "the model's page, then set HF_TOKEN or run `hf auth login`."
         )
-    if path is not None and weights.config(path).get("quantization_config"):
-        yield f"{model.location} is quantized already. Start from the 16-bit weights."
+    if path is not None and layout_of(path) is not None:
+        yield f"{model.location} is quantized already. Start from 16-bit weights, or judge it: {JUDGED}"
 
 
 def _packages(suite: Suite | None) -> Iterator[str]:

@@ -136,7 +136,7 @@ def norm_of(export: Exported, name: str) -> str | None:
 def _norm(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[str | None, Tensor]:
     """The norm of the block whose change fits the layer best, and that change; ones where none fits better."""
     ratios: dict[str | None, Tensor] = {None: torch.ones(source.shape[1])}
-    ratios |= _norm_ratios(export, name, source.shape[1])
+    ratios |= norm_ratios(export, name, source.shape[1])
     if len(ratios) == 1:
         return None, ratios[None]
     fitted = (source * made).sum(0) / made.square().sum(0).clamp_min(1e-30)
@@ -144,7 +144,7 @@ def _norm(export: Exported, name: str, source: Tensor, made: Tensor) -> tuple[st
     return best, ratios[best].nan_to_num(1.0)
 
 
-def _norm_ratios(export: Exported, name: str, width: int) -> Iterator[tuple[str | None, Tensor]]:
+def norm_ratios(export: Exported, name: str, width: int) -> Iterator[tuple[str | None, Tensor]]:
     """Exported over source's weight of each norm in the layer's block that the export changed."""
     block = name.rpartition(".")[0].rpartition(".")[0]
     for norm, one in export.made.items():

@@ -4,6 +4,7 @@
     sense     values that are well-typed and still mean nothing
     files     word -> file, listing, copying, relative files
     models    word -> Model           models.yaml
+    elsewhere word -> a checkpoint that somebody else made, in the place of a recipe
     gpus      name -> Datasheet       gpus.yaml
     published Model -> scores that others published, evals/published.yaml
     digests   what a suite or a set really reads, as one digest
@@ -18,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from quantlab.catalog.digests import package_file, set_digest, sights_digest, suite_digest
+from quantlab.catalog.elsewhere import distinct, elsewhere
 from quantlab.catalog.files import (
     KINDS,
     SUFFIXES,
@@ -49,6 +51,8 @@ __all__ = [
     "builtin",
     "calibration_set",
     "copy",
+    "distinct",
+    "elsewhere",
     "file_digest",
     "find",
     "folder",

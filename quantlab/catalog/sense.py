@@ -25,6 +25,10 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
             "without a preset nothing is quantized.",
             "Remove calibration, overrides, keep and kv_cache.",
         )
+    if record.format == "other":
+        cure = "It is what a checkpoint made elsewhere may have; give that checkpoint itself instead of a recipe."
+        yield ("format",), "nothing here writes this format.", cure
+        return
     yield from _keep(record)
     if isinstance(record.group_size, int):
         yield from _least(record.group_size, 1, "group_size")

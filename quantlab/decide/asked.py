@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantlab import amounts, catalog
+from quantlab.candidates import candidate
 from quantlab.catalog import Datasheet, Published
 from quantlab.engines import ENGINES
 from quantlab.errors import BadInput
@@ -139,5 +140,4 @@ def _check(words: Words) -> None:
 
 
 def _recipes(words: Sequence[str]) -> tuple[tuple[str, Recipe], ...]:
-    found = [catalog.recipe(word) for word in dict.fromkeys((USUAL[0], *(words or USUAL)))]
-    return tuple((each.name, each.record) for each in found if isinstance(each.record, Recipe))
+    return tuple(candidate(word) for word in dict.fromkeys((USUAL[0], *(words or USUAL))))

@@ -187,6 +187,8 @@ def _model(checkpoint: Checkpoint) -> str | None:
         return "engine ortgenai computes text models, and Llama 3.2 Vision is none. Use engine trtllm."
     if checkpoint.architecture != ARCHITECTURE:
         return f"engine ortgenai writes the graph of {ARCHITECTURE}, and this is {checkpoint.architecture}."
+    if checkpoint.layout != "modelopt":
+        return f"engine ortgenai reads ModelOpt's layout, and this is {checkpoint.layout}'s. Use engine torch."
     if checkpoint.format not in FORMATS:
         return f"engine ortgenai does not compute {checkpoint.format}; it knows {', '.join(FORMATS)}."
     if checkpoint.kept:

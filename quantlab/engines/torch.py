@@ -17,6 +17,7 @@ from typing import Literal
 
 from quantlab.engines import Ability, Session
 from quantlab.records import FORMATS, Artifact, Checkpoint, EngineConfig, Host
+from quantlab.records.finished import OTHER
 
 SEEING = ("MllamaForConditionalGeneration",)
 """Architectures with images: Llama 3.2 Vision."""
@@ -34,6 +35,8 @@ class TorchEngine:
         return f"torch {metadata.version('torch')}, transformers {metadata.version('transformers')}"
 
     def supports(self, checkpoint: Checkpoint, host: Host) -> str | None:
+        if checkpoint.format == OTHER:
+            return f"engine torch does not compute what {checkpoint.layout} says here. Use --engine vllm."
         if checkpoint.format not in FORMATS:
             return f"engine torch does not compute {checkpoint.format}; it knows {', '.join(FORMATS)}."
         if not checkpoint.architecture.endswith("ForCausalLM") and checkpoint.architecture not in SEEING:

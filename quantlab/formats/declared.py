@@ -16,6 +16,7 @@ from typing import Any
 from quantlab.errors import Broken, Refused
 from quantlab.formats import names
 from quantlab.records import FORMATS
+from quantlab.records.finished import Layout
 
 ALGORITHMS = tuple(dict.fromkeys(word for each in FORMATS.values() for word in each.algorithms if word))
 """Values of quant_algo that quantlab computes with."""
@@ -37,6 +38,10 @@ class Quantization:
     """Names or wildcards of layers that are not quantized."""
     layers: Mapping[str, Quantization] = field(default_factory=dict)
     """Of a mixed checkpoint: its quantized layers, each with its own words."""
+    layout: Layout = "modelopt"
+    """Whose tensors these are; others than ModelOpt's name every layer, as a mixed checkpoint does (foreign.py)."""
+    unknown: str = ""
+    """What of it no reader here computes, in words."""
 
     def of(self, layer: str) -> Quantization:
         """How one quantized layer is quantized."""

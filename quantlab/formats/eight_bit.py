@@ -98,6 +98,23 @@ class Int8Linear(CodesLinear):
         return self.biased((self.sums(codes) * (self.weight_scale * self.input_scale)).to(self.dtype))
 
 
+class Int8RowLinear(CodesLinear):
+    """W8A8 in integers with a weight scale an output and an input scale a token (largest magnitude / 127.5, as
+    compressed-tensors takes it). Emulated.
+
+    Args:
+        codes: int8 [outputs, inputs].
+        weight_scale: float32 [outputs].
+        bias: [outputs] or None.
+        dtype: type of what comes out.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127.5
+        codes = (x.float() / scale).round_().clamp_(-128, 127).to(self.dtype)
+        return self.biased((self.sums(codes) * self.weight_scale * scale).to(self.dtype))
+
+
 class W4A8Linear(QuantizedLinear):
     """Int4 weights that are multiplied as FP8, with a static input scale. Emulated.
 

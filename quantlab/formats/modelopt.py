@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantlab.errors import Broken
+from quantlab.errors import Broken, Refused
 from quantlab.formats import names
 from quantlab.formats.blocks import alone
 from quantlab.formats.declared import Quantization, read_quantization
+from quantlab.formats.foreign import coded, quantization_of
 from quantlab.formats.packing import pack_codes, pack_int4, unpack_codes, unpack_int4
 from quantlab.formats.readers import Reader, kinds_with
 from quantlab.formats.tensors import Tensors
@@ -57,7 +58,8 @@ def open_model(folder: str | Path, dtype: torch.dtype, device: str | torch.devic
         Broken: a tensor that is missing, left over, of the wrong shape or type, or a scale that is not a positive
             finite number; the text names it.
     """
-    folder, quantization = Path(folder), read_quantization(folder)
+    folder, quantization = Path(folder), quantization_of(folder)
+    _require_known(folder, quantization)
     if quantization.algorithm is None and quantization.kv_cache is None:
         return _plain(folder, dtype).to(device).eval().requires_grad_(False)
     tensors = Tensors(folder)
@@ -87,6 +89,15 @@ def open_block(folder: str | Path, index: int, dtype: torch.dtype, device: str |
         _place_kv_scales(model, tensors, place)
     _place_rest(model, tensors, dtype, place)
     return model.to(place).eval().requires_grad_(False)
+
+
+def _require_known(folder: Path, quantization: Quantization) -> None:
+    if quantization.unknown:
+        raise Refused(
+            f"quantlab does not compute {quantization.unknown}.",
+            place=str(folder),
+            cure="An engine that takes the folder as it is may: --engine vllm.",
+        )
 
 
 def _plain(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -141,7 +152,9 @@ def _quantized_layers(model: nn.Module, reader: Reader) -> Iterator[tuple[str, n
     if reader.quantization.algorithm is None:
         return
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    held = [n for n in linear if f"{n}.weight" in reader.tensors and not reader.quantization.excludes(n)]
+    said = reader.quantization
+    foreign = {n for n in linear if said.layout != "modelopt" and coded(n, said.layout, reader.tensors)}
+    held = [n for n in linear if (n in foreign or f"{n}.weight" in reader.tensors) and not said.excludes(n)]
     reader = replace(reader, rescaled=kinds_with(held, reader.tensors, "pre_quant_scale"))
     for name in held:
         outputs, inputs = linear[name].weight.shape
@@ -153,7 +166,9 @@ def _place_kv_scales(model: nn.Module, tensors: Tensors, device: torch.device) -
     for name, module in model.named_modules():
         if hasattr(module, "k_proj") and hasattr(module, "v_proj"):
             for letter in "kv":
-                scale = tensors.scale(f"{name}.{letter}_proj.{letter}_scale", device, sizes=(1,))
+                own = f"{name}.{letter}_proj.{letter}_scale"  # compressed-tensors leaves the layer's name out
+                short = f"{name}.{letter}_scale"
+                scale = tensors.scale(short if short in tensors else own, device, sizes=(1,))
                 module.register_buffer(f"{letter}_scale", scale.reshape(()), persistent=False)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from quantlab.errors import Broken
-from quantlab.formats.declared import Quantization, read_quantization
+from quantlab.formats.declared import Quantization
+from quantlab.formats.foreign import quantization_of
 from quantlab.formats.names import kind
 from quantlab.formats.packing import unpack_int4
 from quantlab.formats.tensors import Tensors
@@ -47,19 +48,22 @@ class Reader:
         Raises:
             Broken: a tensor that is missing or does not fit; the text names it.
         """
+        from quantlab.formats.foreign_layers import FOREIGN
+
         own = self.quantization.of(name)
-        return READERS[str(own.algorithm)](replace(self, quantization=own), name, shape)
+        read = FOREIGN.get(str(own.algorithm)) or READERS[str(own.algorithm)]
+        return read(replace(self, quantization=own), name, shape)
 
 
 def reader_of(folder: Path, names: Sequence[str]) -> Reader:
     """A reader for the layers `names` of a checkpoint, one at a time, in float32 on the CPU.
 
     Raises:
-        Refused, Broken: as `read_quantization` and `Tensors`.
+        Refused, Broken: as `quantization_of` and `Tensors`.
     """
     tensors = Tensors(folder)
     rescaled = kinds_with(names, tensors, "pre_quant_scale")
-    return Reader(tensors, read_quantization(folder), torch.float32, torch.device("cpu"), rescaled=rescaled)
+    return Reader(tensors, quantization_of(folder), torch.float32, torch.device("cpu"), rescaled=rescaled)
 
 
 def kinds_with(names: Sequence[str], tensors: Tensors, part: str) -> frozenset[str]:

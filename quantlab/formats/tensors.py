@@ -35,7 +35,7 @@ class Tensors:
             names: list[str] = list(file.keys())  # type: ignore[no-untyped-call]
             self._files.update({inside(name, architecture): (file, name) for name in names})
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._files
 
     def left(self) -> list[str]:

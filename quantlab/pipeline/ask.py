@@ -12,6 +12,7 @@ from quantlab.engines import check
 from quantlab.errors import BadInput
 from quantlab.places import home
 from quantlab.records import EngineConfig, Grid, Model, Policy, Recipe, Suite
+from quantlab.records.finished import OTHER, PRESET
 
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy", "throughput")
 """Stages a run may consist of, in order; `calibrate` always runs, because all others stand on it."""
@@ -95,7 +96,7 @@ def resolve(ask: Ask) -> Resolved:
     record = policy.record
     assert isinstance(record, Policy)
     words = list(dict.fromkeys([record.baseline, *ask.recipes]))
-    found = [catalog.recipe(word) for word in words]
+    found = catalog.distinct([catalog.elsewhere(word) or catalog.recipe(word) for word in words])
     model = catalog.model(ask.model)
     return Resolved(
         ask=ask,
@@ -113,6 +114,8 @@ def _with_set(record: object, word: str | None, model: Model) -> Recipe:
     """The set that was asked for; for a model with images the recipe's set with images."""
     import msgspec
 
+    if isinstance(record, Model):  # a finished checkpoint, which nobody has read yet
+        return Recipe(summary="made elsewhere, not read yet", preset=PRESET, format=OTHER)
     assert isinstance(record, Recipe)
     if record.calibration is None:
         return record

@@ -30,12 +30,20 @@ WITHOUT_ENGINE = ("calibrate", "verify")
 """Stages that open no engine."""
 
 
-def settled(resolved: Resolved, architecture: str, plans: Mapping[str, Plan], host: Host, watch: Watcher) -> Resolved:
+def settled(
+    resolved: Resolved,
+    architecture: str,
+    plans: Mapping[str, Plan],
+    host: Host,
+    watch: Watcher,
+    finished: Mapping[str, Checkpoint] | None = None,
+) -> Resolved:
     """`resolved` with an engine in the place of "auto"; as it is where a person named one.
 
     Args:
         architecture: of the weights; empty where nobody knows it yet.
         plans: recipe name -> plan. A recipe that the plan refuses is nobody's to take.
+        finished: name -> checkpoint, of candidates that were made elsewhere.
     """
     ask = resolved.ask
     if ask.engine != AUTO:
@@ -43,7 +51,10 @@ def settled(resolved: Resolved, architecture: str, plans: Mapping[str, Plan], ho
     if not set(ask.stages) - set(WITHOUT_ENGINE):
         return dataclasses.replace(resolved, ask=dataclasses.replace(ask, engine=ORDER[-1]))
     wanted = [(found.name, recipe) for found, recipe in resolved.recipes if not plans[found.name].refusals]
-    checkpoints = {name: _planned(name, recipe, plans[name], architecture) for name, recipe in wanted}
+    known = finished or {}
+    checkpoints = {
+        name: known.get(name) or _planned(name, recipe, plans[name], architecture) for name, recipe in wanted
+    }
     here = msgspec.structs.replace(host, gpus=()) if ask.config.device == "cpu" else host
     notes: list[str] = []
     chosen = ORDER[-1]

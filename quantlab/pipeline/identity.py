@@ -29,6 +29,7 @@ from quantlab.records.repair import SearchPoint
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
     "verify": 3,
+    "inspect": 1,
     "build": 1,
     "canary": 1,
     "reference": 1,
@@ -83,6 +84,11 @@ def verify(calibrated: Calibrated, recipe: Recipe, host: Host) -> str:
         _numbers_of(recipe),
         versions(host, MAKERS),
     )
+
+
+def inspect(made: Checkpoint, weights: Weights, host: Host) -> str:
+    """Of the check of a checkpoint that was made elsewhere: kept as a `verify`, of which it takes the place."""
+    return digest("verify", "finished", PROTOCOL["inspect"], made.digest, weights.digest, versions(host, SCORERS))
 
 
 def search(

@@ -23,6 +23,7 @@ from quantlab.pipeline import identity, recipes, searching
 from quantlab.pipeline.ask import Resolved, resolve
 from quantlab.pipeline.assemble import assemble
 from quantlab.pipeline.entry import now
+from quantlab.pipeline.finished import require_none
 from quantlab.pipeline.repair_ask import STAGES, RepairAsk, budget_of, check, donor_recipe, formats_of, require
 from quantlab.pipeline.run import plans_of, require_baseline, weights_of
 from quantlab.pipeline.stage import Silent, Watcher
@@ -53,6 +54,7 @@ class Repairer:
         self.resolved = resolve(
             dataclasses.replace(wanted.ask, stages=tuple(each for each in STAGES if each in wanted.ask.stages))
         )
+        require_none(self.resolved, "repair")
         self.found, self.recipe = self.resolved.recipes[-1]
         check(self.resolved, self.recipe, self.found.name)
         self.formats = formats_of(wanted.keep, self.recipe)

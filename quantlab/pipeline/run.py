@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantlab import catalog, child, fetch
 from quantlab import host as machine
 from quantlab.catalog import Found
+from quantlab.catalog.elsewhere import KIND
 from quantlab.errors import BadInput, Broken
 from quantlab.ledgers import Ledger
+from quantlab.pipeline import finished
 from quantlab.pipeline.ask import Ask, Resolved, resolve
 from quantlab.pipeline.assemble import assemble
 from quantlab.pipeline.choice import settled
 from quantlab.pipeline.early import look_by_look
+from quantlab.pipeline.finished import Adopted, adopt, checkpoints, inspect_first, local
 from quantlab.pipeline.stage import Silent, Watcher
 from quantlab.pipeline.together import calibrate_together
 from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan, plan
-from quantlab.records import CalibrationSet, FetchJob, Host, Recipe, Run, Weights
+from quantlab.records import CalibrationSet, FetchJob, Host, Model, Recipe, Run, Weights
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,10 @@ def plan_run(ask: Ask, ledger: Ledger) -> Planned:
     resolved = resolve(ask)
     here = machine.describe()
     weights = fetch.local(resolved.model, resolved.home)
-    plans = plans_of(resolved, weights, here, ledger)
-    resolved = settled(resolved, _architecture(resolved, weights), dict(plans), here, Silent())
+    resolved, adopted = adopt(resolved, weights, local(resolved))
+    plans = plans_of(resolved, weights, here, ledger, adopted)
+    known = checkpoints(adopted)
+    resolved = settled(resolved, _architecture(resolved, weights), dict(plans), here, Silent(), known)
     return Planned(resolved, here, weights, plans)
 
 
@@ -62,10 +68,12 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
     resolved = resolve(ask)
     here = machine.describe()
     weights = weights_of(resolved, ledger, watch)
-    plans = dict(plans_of(resolved, weights, here, ledger))
-    resolved = settled(resolved, _architecture(resolved, weights), plans, here, watch)
-    walker = Walker(resolved, weights, here, ledger, watch)
+    resolved, adopted = adopt(resolved, weights, lambda model: fetched(model, resolved.home, ledger, watch))
+    plans = dict(plans_of(resolved, weights, here, ledger, adopted))
+    resolved = settled(resolved, _architecture(resolved, weights), plans, here, watch, checkpoints(adopted))
+    walker = Walker(resolved, weights, here, ledger, watch, adopted=adopted)
     walker.require_engine()
+    inspect_first(walker)
     walks: list[Walk] = []
     for found, recipe in resolved.recipes:
         walk = walker.walk(found, recipe, plans[found.name])
@@ -83,36 +91,50 @@ def run(ask: Ask, ledger: Ledger, watcher: Watcher | None = None) -> Run:
 
 def weights_of(resolved: Resolved, ledger: Ledger, watch: Watcher) -> Weights:
     """The weights on this machine, fetched in a child when they are not here yet."""
-    known = fetch.local(resolved.model, resolved.home)
+    return fetched(resolved.model, resolved.home, ledger, watch)
+
+
+def fetched(model: Model, home: Path, ledger: Ledger, watch: Watcher) -> Weights:
+    """The same of any model."""
+    known = fetch.local(model, home)
     if known is not None:
         return known
     watch.stage("", "fetch", cached=False)
-    name = resolved.model.word.replace("/", "--")
-    into = resolved.home / "models" / name
+    name = model.word.replace("/", "--")
+    into = home / "models" / name
     with ledger.hold(f"fetch-{name}", on_wait=lambda: watch.say("another run fetches the model; waiting.")):
-        known = fetch.local(resolved.model, resolved.home)
+        known = fetch.local(model, home)
         if known is not None:
             return known
-        fetched: Weights = child.run(
+        found: Weights = child.run(
             "fetch",
-            FetchJob(model=resolved.model, into=str(into)),
+            FetchJob(model=model, into=str(into)),
             workdir=ledger.scratch(f"fetch-{name}"),
             on_event=lambda event: watch.event("", event),
         )
-        return fetched
+        return found
 
 
 def _architecture(resolved: Resolved, weights: Weights | None) -> str:
     return weights.architecture if weights else resolved.model.architecture or ""
 
 
-def plans_of(resolved: Resolved, weights: Weights | None, here: Host, ledger: Ledger) -> tuple[tuple[str, Plan], ...]:
+def plans_of(
+    resolved: Resolved,
+    weights: Weights | None,
+    here: Host,
+    ledger: Ledger,
+    adopted: Mapping[str, Adopted] | None = None,
+) -> tuple[tuple[str, Plan], ...]:
+    """`adopted`: the finished checkpoints that are here."""
     free = shutil.disk_usage(ledger.root if ledger.root.exists() else Path.cwd()).free
     path = Path(weights.path) if weights else None
     return tuple(
         (
             found.name,
-            plan(
+            finished.plan(found, resolved, (adopted or {}).get(found.name))
+            if found.kind == KIND
+            else plan(
                 resolved.model,
                 path,
                 found.name,

@@ -26,6 +26,7 @@ from quantlab.records import (
     Entry,
     Event,
     Failure,
+    FinishedJob,
     Host,
     MeasureJob,
     Reference,
@@ -88,7 +89,6 @@ class Stages:
 
     def calibrate(self, identity: str, recipe: str, job: CalibrateJob) -> Calibrated:
         """Calibrate and export, or take what the ledger has; the checkpoint must still lie where it was."""
-
         return self._exported("calibrate", identity, recipe, job)
 
     def mix(self, identity: str, recipe: str, job: MixJob) -> Calibrated:
@@ -120,11 +120,12 @@ class Stages:
     def _still_there(self, result: Calibrated) -> bool:
         return self.ledger.path(result.checkpoint.path).joinpath("config.json").is_file()
 
-    def verify(self, identity: str, recipe: str, job: VerifyJob) -> Verification:
-        """Hold the export against its recipe and the calibrated model."""
+    def verify(self, identity: str, recipe: str, job: VerifyJob | FinishedJob) -> Verification:
+        """Hold an export against its recipe and the calibrated model, or what was made elsewhere against its model."""
+        task = "inspect" if isinstance(job, FinishedJob) else "verify"
 
         def work(folder: Path) -> Verification:
-            found: Verification = self._child("verify", recipe, job, folder)
+            found: Verification = self._child(task, recipe, job, folder)
             return found
 
         return self._once("verify", identity, recipe, job, work)

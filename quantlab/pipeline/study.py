@@ -19,6 +19,7 @@ from quantlab.catalog import Found
 from quantlab.errors import BadInput, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, Resolved, resolve
+from quantlab.pipeline.finished import require_none
 from quantlab.pipeline.run import plans_of, require_baseline, weights_of
 from quantlab.pipeline.stage import Silent, Watcher
 from quantlab.pipeline.walk import Walk
@@ -72,6 +73,7 @@ def planned(wanted: StudyAsk) -> Planned:
         Refused: a recipe that calibrates on nothing.
     """
     resolved = resolve(dataclasses.replace(wanted.ask, stages=("calibrate", "fidelity")))
+    require_none(resolved, "a study")
     found, recipe = resolved.recipes[-1]
     own = _own(recipe, found.name)
     cells = list(

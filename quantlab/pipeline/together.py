@@ -45,7 +45,7 @@ def _jobs(walker: Walker, recipes: Sequence[tuple[Found, Recipe]], plans: Mappin
     jobs: Jobs = {}
     for found, recipe in recipes:
         planned = plans[found.name]
-        if recipe.preset is None or planned.refusals:
+        if recipe.preset is None or planned.refusals or found.name in walker.adopted:
             continue
         try:
             identity, job = walker.calibration(found, recipe, planned)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantlab import catalog, judge
 from quantlab.catalog import Found
@@ -28,13 +28,18 @@ from quantlab.records import (
     CalibrateJob,
     CalibrationSet,
     Failure,
+    FinishedJob,
     Host,
     MeasureJob,
     Model,
     Recipe,
+    Verification,
     VerifyJob,
     Weights,
 )
+
+if TYPE_CHECKING:
+    from quantlab.pipeline.finished import Adopted
 
 
 @dataclass
@@ -48,6 +53,8 @@ class Walker:
     watch: Watcher
     reference: tuple[str, str] | None = None
     """Identity and absolute path of the baseline's distribution."""
+    adopted: Mapping[str, Adopted] = field(default_factory=dict)
+    """Name -> checkpoint, of the candidates that were made elsewhere."""
     stages: Stages = field(init=False)
     station: Station = field(init=False)
     engine: Engine = field(init=False)
@@ -100,10 +107,34 @@ class Walker:
             self.watch.say(f"{walk.name}: {walk.at} failed. {error}")
 
     def _through(self, walk: Walk, found: Found, planned: Plan) -> None:
-        self._calibrate(walk, found, planned)
-        self._verify(walk, self._by_blocks(walk.recipe, planned))
+        if found.name in self.adopted:
+            self._adopt(walk)
+        else:
+            self._calibrate(walk, found, planned)
+            self._verify(walk, self._by_blocks(walk.recipe, planned))
         if walk.verification is None or walk.verification.passed:
             self.open(walk)
+
+    def _adopt(self, walk: Walk) -> None:
+        walk.calibrated = self.adopted[walk.name].calibrated
+        if "verify" in self.resolved.ask.stages:
+            walk.at = "verify"
+            walk.verification = self.inspect(walk.name)
+            walk.identities["verify"] = self._inspection(walk.name)
+
+    def inspect(self, name: str) -> Verification:
+        """Hold a checkpoint that was made elsewhere against the model's weights."""
+        made = self.adopted[name]
+        job = FinishedJob(
+            weights=self.weights,
+            recipe=next(recipe for found, recipe in self.resolved.recipes if found.name == name),
+            calibrated=made.calibrated,
+            checkpoint_path=made.here.path,
+        )
+        return self.stages.verify(self._inspection(name), name, job)
+
+    def _inspection(self, name: str) -> str:
+        return identity.inspect(self.adopted[name].calibrated.checkpoint, self.weights, self.host)
 
     def _calibrate(self, walk: Walk, found: Found, planned: Plan) -> None:
         walk.at = "calibrate"

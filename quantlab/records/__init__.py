@@ -7,6 +7,7 @@
     power     energy and percentiles of a cell
     verification   checks of an export and the damage of its layers: Verification, LayerDamage
     formats   what each format stores, and who serves it: FORMATS
+    finished  a checkpoint that was made elsewhere: Finished
     jobs      what crosses a process wall: Job and its specs, Event, Failure
     published what others measured: PublishedScore
     flips     items whose answer changed, and their categories: Flip, Category
@@ -31,6 +32,7 @@ from quantlab.records.ask import (
     SuiteTask,
 )
 from quantlab.records.entries import SCHEMA, Entry, Gpu, Host
+from quantlab.records.finished import Finished
 from quantlab.records.flips import Category, Flip
 from quantlab.records.formats import FORMATS, Format, unserved
 from quantlab.records.jobs import (
@@ -41,6 +43,7 @@ from quantlab.records.jobs import (
     Event,
     Failure,
     FetchJob,
+    FinishedJob,
     MeasureJob,
     VerifyJob,
 )
@@ -95,6 +98,8 @@ __all__ = [
     "FetchJob",
     "Fidelity",
     "FidelityAsk",
+    "Finished",
+    "FinishedJob",
     "Flip",
     "Format",
     "Gpu",

@@ -118,6 +118,14 @@ FORMATS: dict[str, Format] = {
         scales="row",
         end=127,
     ),
+    "int8_rowwise": Format(  # no preset of ModelOpt makes it; llm-compressor's W8A8
+        bits=8,
+        codes="I8",
+        algorithms=("INT8_PER_CHANNEL_PER_TOKEN",),
+        scales="row",
+        end=127,
+        vllm=(8, 0),
+    ),
     "int4_awq": Format(
         bits=4,
         codes="U8",

@@ -63,6 +63,19 @@ class VerifyJob(Spec, frozen=True, kw_only=True):
     """One decoder block in memory at a time."""
 
 
+class FinishedJob(Spec, frozen=True, kw_only=True):
+    """Hold a checkpoint that was made elsewhere against the model it shall be a quantization of. Result:
+    Verification."""
+
+    weights: Weights
+    """Of the model."""
+    recipe: Recipe
+    calibrated: Calibrated
+    """With `finished`."""
+    checkpoint_path: str
+    """Absolute."""
+
+
 class ConvertJob(Spec, frozen=True, kw_only=True):
     """Write an int4 checkpoint of ModelOpt in another program's layout. Result: Converted."""
 
@@ -181,6 +194,7 @@ __all__ = [
     "Event",
     "Failure",
     "FetchJob",
+    "FinishedJob",
     "MeasureJob",
     "Outcome",
     "Spec",

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from quantlab.records.finished import Finished
 from quantlab.records.numbers import Number
 from quantlab.records.stretches import Stretch
 
@@ -56,6 +57,8 @@ class Checkpoint(Result, frozen=True, kw_only=True):
     """Size of the 16-bit weights it was made from."""
     bits_per_weight: float = 16.0
     """Stored bits of the quantized layers, scales included, over their number of weights."""
+    layout: str = "modelopt"
+    """Whose way of laying out tensors: see Finished."""
 
 
 class Calibrated(Result, frozen=True, kw_only=True):
@@ -87,6 +90,8 @@ class Calibrated(Result, frozen=True, kw_only=True):
     """File with what the calibrated model computed on a probe batch, for `verify`; relative to the checkpoint."""
     notes: tuple[str, ...] = ()
     """Sentences for the report: a changed group size, a resmoothing."""
+    finished: Finished | None = None
+    """What was recognised, of a checkpoint that was made elsewhere."""
 
 
 class Artifact(Result, frozen=True, kw_only=True):
