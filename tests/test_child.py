@@ -263,6 +263,7 @@ def test_every_task_names_its_records() -> None:
         "search",
         "mix",
         "verify",
+        "inspect",
         "ask",
         "build",
         "measure",

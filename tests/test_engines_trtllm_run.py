@@ -110,7 +110,8 @@ def test_a_report_of_an_earlier_run_is_not_read(
     measured(job)
     assert (tmp_path / "job" / "bench" / "report.json").is_file()
     monkeypatch.setenv("BENCH_DIES", "1")
-    assert not any(cell.valid for cell in measured(job)[0].cells)
+    another = msgspec.structs.replace(job, seed=job.seed + 1)  # the same one would be taken from the journal of cells
+    assert not any(cell.valid for cell in measured(another)[0].cells)
 
 
 def test_without_the_program_a_session_is_timed_and_it_is_said(

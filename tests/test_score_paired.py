@@ -112,7 +112,8 @@ def test_the_order_of_items_does_not_matter(pairs: list[tuple[float, float]], ra
     before = paired(*zip(*pairs, strict=True), clusters=labels)
     after = paired(*zip(*(p for p, _ in shuffled), strict=True), clusters=[c for _, c in shuffled])
     for name in ("difference", "standard_error", "low", "high", "recovery", "recovery_low"):
-        assert getattr(before, name) == pytest.approx(getattr(after, name), abs=1e-9), name
+        # The root of a variance that cancels to rounding, 1e-17 or 0, is 3e-9 or 0.
+        assert getattr(before, name) == pytest.approx(getattr(after, name), abs=1e-7), name
 
 
 @given(score_pairs)
