@@ -44,14 +44,11 @@ def require_equal(left: Path, right: Path) -> None:
         assert json.loads((left / name).read_bytes()) == json.loads((right / name).read_bytes())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_block_by_block_is_the_whole_model(tiny_model: Path, tmp_path: Path, name: str) -> None:
-    spec = by_block(tiny_model, tmp_path / "blocks", name)
-    made = modelopt.run(spec, Reporter())
-    whole = modelopt.run(job(tiny_model, tmp_path / "whole", name), Reporter())
-    require_equal(tmp_path / "blocks", tmp_path / "whole")
+def require_same_walk(folder: Path, spec: CalibrateJob, made: Calibrated, whole: Calibrated) -> None:
+    """Export, record, probe and verify are those of the whole model: `blocks` and `whole` in `folder`."""
+    require_equal(folder / "blocks", folder / "whole")
     assert (made.layers, made.tokens, made.calibration_digest) == (whole.layers, whole.tokens, whole.calibration_digest)
-    kept, meant = probe.load(tmp_path / "blocks"), probe.load(tmp_path / "whole")
+    kept, meant = probe.load(folder / "blocks"), probe.load(folder / "whole")
     assert kept.keys() == meant.keys()
     for key in kept:
         torch.testing.assert_close(kept[key], meant[key], rtol=1e-4, atol=1e-4, msg=key)
@@ -63,6 +60,14 @@ def test_block_by_block_is_the_whole_model(tiny_model: Path, tmp_path: Path, nam
     }
     assert found[True] == found[False], "one block at a time, verify sees the same"
     assert [one.name for one in found[True] if not one.passed] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_block_by_block_is_the_whole_model(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    spec = by_block(tiny_model, tmp_path / "blocks", name)
+    made = modelopt.run(spec, Reporter())
+    whole = modelopt.run(job(tiny_model, tmp_path / "whole", name), Reporter())
+    require_same_walk(tmp_path, spec, made, whole)
     assert layerwise.NOTE in made.notes
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks", "whole"]
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantlab.calibrate import modelopt, pictures, probe, source, verify
+from quantlab.calibrate import modelopt, pictures, source
 from quantlab.calibrate.pictures import Pictures
 from quantlab.calibrate.tower import Tower
 from quantlab.calibrate.walked import Walked
 from quantlab.errors import Refused
 from quantlab.formats.seeing import processor
 from quantlab.images import opened
-from quantlab.records import CalibrateJob, QuantizerOverride, VerifyJob
+from quantlab.records import CalibrateJob, QuantizerOverride
 from quantlab.worker import Reporter
-from tests.test_calibrate_layerwise import require_equal
+from tests.test_calibrate_layerwise import require_equal, require_same_walk
 from tests.test_calibrate_pictures import FEW, MODEL, SETS, seeing
 
 
@@ -32,20 +32,7 @@ def test_block_by_block_is_the_whole_model(tmp_path: Path, name: str) -> None:
     spec = by_block(tmp_path / "blocks", name)
     made = modelopt.run(spec, Reporter())
     whole = modelopt.run(msgspec.structs.replace(spec, layerwise=False, into=str(tmp_path / "whole")), Reporter())
-    require_equal(tmp_path / "blocks", tmp_path / "whole")
-    assert (made.layers, made.tokens, made.calibration_digest) == (whole.layers, whole.tokens, whole.calibration_digest)
-    kept, meant = probe.load(tmp_path / "blocks"), probe.load(tmp_path / "whole")
-    assert kept.keys() == meant.keys()
-    for key in kept:
-        torch.testing.assert_close(kept[key], meant[key], rtol=1e-4, atol=1e-4, msg=key)
-    request = VerifyJob(
-        weights=spec.weights, recipe=spec.recipe, calibrated=made, checkpoint_path=spec.into, device="cpu"
-    )
-    found = {
-        each: verify.run(msgspec.structs.replace(request, layerwise=each), Reporter()).checks for each in (False, True)
-    }
-    assert found[True] == found[False]
-    assert [one.name for one in found[True] if not one.passed] == []
+    require_same_walk(tmp_path, spec, made, whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blocks", "whole"]
 
 
