@@ -145,3 +145,13 @@ def test_what_cannot_be_repaired_is_refused(done: tuple[Repair, Ledger], place: 
         pipeline.repair(dataclasses.replace(ask(place), ask=words), done[1])
     with pytest.raises(BadInput, match="says something else"):
         pipeline.repair(ask(place, 5.6), done[1])
+
+
+def test_a_dry_run_says_formats_budget_and_passes_and_computes_nothing(place: Path) -> None:
+    ledger = Ledger(place / "dry")
+    said = " ".join(pipeline.foretold(ask(place, samples=5, rounds=3), ledger))
+    assert "int8_wo; budget 6 bits a weight" in said
+    assert "12 forward and 6 backward passes" in said  # 3 rounds x 2 batches of at most 4 sequences
+    assert not list(ledger.entries())
+    with pytest.raises(BadInput, match="itself takes"):
+        pipeline.foretold(ask(place, bits=4.0), ledger)

@@ -33,6 +33,7 @@ from quantlab.cli.run import _complete
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: all cores.")
 @click.option("--ledger", help="Run folder; default $QUANTLAB_LEDGER or ./runs.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
+@click.option("--dry-run", is_flag=True, help="Say what it will take; run nothing.")
 def repair(**words: Any) -> None:
     """Keep the layers of RECIPE that lose most in more bits, under a budget of bits, and prove what that brings.
 
@@ -46,8 +47,12 @@ def repair(**words: Any) -> None:
     from quantlab.records import EngineConfig
 
     as_json, ledger, recipe = words.pop("as_json"), Ledger(words.pop("ledger")), words.pop("recipe")
+    dry = words.pop("dry_run")
     own = {name: words.pop(name) for name in ("bits", "keep", "points", "samples", "length", "rounds", "out")}
     ask = pipeline.Ask(recipes=(recipe,), config=EngineConfig(device=words.pop("device")), **words)
+    if dry:
+        click.echo("\n".join(pipeline.foretold(pipeline.RepairAsk(ask=ask, **own), ledger)))
+        return
     with watching(quiet=as_json) as watch:
         found = pipeline.repair(pipeline.RepairAsk(ask=ask, **own), ledger, watch)
     _show(found, ledger, as_json)

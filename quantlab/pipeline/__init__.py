@@ -12,7 +12,20 @@ from __future__ import annotations
 from quantlab.pipeline.ask import Ask, Resolved, resolve
 from quantlab.pipeline.repair import repair
 from quantlab.pipeline.repair_ask import RepairAsk
+from quantlab.pipeline.repair_dry import foretold
 from quantlab.pipeline.run import Planned, plan_run, run
 from quantlab.pipeline.stage import Silent, Watcher
 
-__all__ = ["Ask", "Planned", "RepairAsk", "Resolved", "Silent", "Watcher", "plan_run", "repair", "resolve", "run"]
+__all__ = [
+    "Ask",
+    "Planned",
+    "RepairAsk",
+    "Resolved",
+    "Silent",
+    "Watcher",
+    "foretold",
+    "plan_run",
+    "repair",
+    "resolve",
+    "run",
+]
