@@ -363,3 +363,10 @@ def test_write_into_what_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(LedgerProblem, match="cannot be written"):
         write(demo(), tmp_path, "x" * 300)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_note_that_holds_for_several_recipes_names_them_together() -> None:
+    named = [candidate.recipe_name for candidate in demo().candidates[:2]]
+    notes = (f"{named[0]}: same", "of all", f"{named[1]}: same", "nobody: same", f"{named[0]}: own", "of all")
+    found = rows.notes(msgspec.structs.replace(demo(), notes=notes))
+    assert found == [f"{', '.join(named)}: same", "of all", "nobody: same", f"{named[0]}: own"]

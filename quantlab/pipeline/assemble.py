@@ -15,6 +15,7 @@ from quantlab.ledgers import Ledger
 from quantlab.pipeline import answers, flips
 from quantlab.pipeline.ask import STAGES, Ask, Resolved
 from quantlab.pipeline.entry import now
+from quantlab.pipeline.headline import summary
 from quantlab.pipeline.walk import Walk
 from quantlab.records import (
     SCHEMA,
@@ -49,7 +50,7 @@ def assemble(resolved: Resolved, walks: Sequence[Walk], host: Host, ledger: Ledg
         host=host,
         created=now(),
         command=resolved.ask.command or command(resolved.ask),
-        summary=summary(resolved.model.word, candidates),
+        summary=summary(resolved.model.word, candidates, host),
         notes=tuple(dict.fromkeys([*_notes(resolved, walks), *answers.notes(resolved.suite_record, candidates)])),
     )
 
@@ -78,36 +79,6 @@ def command(ask: Ask) -> str:
     if ask.early is not None:
         words.append("--early" if ask.early else "--no-early")
     return shlex.join(words)
-
-
-def summary(model: str, candidates: Sequence[Candidate]) -> str:
-    """The answer in two sentences: what may be shipped, and what may not."""
-    by_status: dict[str, list[Candidate]] = {}
-    for each in candidates:
-        by_status.setdefault(each.verdict.status, []).append(each)
-    accepted = sorted(by_status.get("accept", []), key=lambda each: _bits(each))
-    if accepted:
-        first = (
-            f"Ship {accepted[0].recipe_name}: of the accepted precisions of {model} it stores the fewest bits "
-            f"({_bits(accepted[0]):.2f} per weight). {_sentence(accepted[0].verdict.reason)}"
-        )
-    else:
-        scope = "on this suite" if candidates[-1].verdict.scope == "suite" else "beyond this suite"
-        first = f"Stay with {candidates[0].recipe_name}: no other precision of {model} was accepted {scope}."
-    rest = [
-        f"{each.recipe_name}: {each.verdict.status}"
-        for each in candidates
-        if each.verdict.status not in ("baseline", "accept")
-    ]
-    return first + (f" Not accepted: {'; '.join(rest)}." if rest else "")
-
-
-def _sentence(reason: str) -> str:
-    return reason[:1].upper() + reason[1:]
-
-
-def _bits(candidate: Candidate) -> float:
-    return candidate.calibrated.checkpoint.bits_per_weight if candidate.calibrated else 16.0
 
 
 def _candidate(resolved: Resolved, baseline: Walk, walk: Walk, tables: dict[str, dict[str, Table]]) -> Candidate:

@@ -180,8 +180,16 @@ def by_damage(tasks: tuple[TaskComparison, ...]) -> list[TaskComparison]:
 
 
 def notes(run: Run) -> list[str]:
-    """What the reader must know, each once, in order."""
-    return list(dict.fromkeys(run.notes))
+    """What the reader must know, each once, in order; what holds for several recipes names them together."""
+    names = {candidate.recipe_name for candidate in run.candidates}
+    owners: dict[str, list[str]] = {}
+    for note in dict.fromkeys(run.notes):
+        name, found, text = note.partition(": ")
+        if found and name in names:
+            owners.setdefault(text, []).append(name)
+        else:
+            owners.setdefault(note, [])
+    return [f"{', '.join(named)}: {text}" if named else text for text, named in owners.items()]
 
 
 def claim(run: Run) -> str:
