@@ -26,9 +26,11 @@ import msgspec
 
 from quantlab import blockwise, costs, kept, sight
 from quantlab.formats.foreign import layout_of
-from quantlab.records import CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
+from quantlab.formats.names import BLOCKS
+from quantlab.records import CalibrationSet, Gpu, Grid, Host, Model, Recipe, Shape, Suite, unserved
 from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size, too_long
 from quantlab.sizes import sizes as sizes_of
+from quantlab.spread import Parts, fewest, parts
 
 JUDGED = "quantlab run FOLDER --model MODEL (its 16-bit original)."
 QUANTIZABLE = re.compile(
@@ -61,6 +63,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The same where one decoder block is held at a time; None where that cannot be done."""
     layerwise: bool = False
     """It will be, because the whole model does not fit."""
+    gpus: int = 1
+    """GPUs of this machine that hold the whole model together while it is calibrated."""
+    gpu_peak_bytes: tuple[int, ...] = ()
+    """Memory of each at its peak, an estimate; where they are several."""
     kv_bytes: int | None = None
     """Key/value cache of the grid's largest cell."""
     disk_bytes: int | None = None
@@ -81,6 +87,7 @@ def plan(
     *,
     device: str = "auto",
     calibration: CalibrationSet | None = None,
+    gpus: int = 0,
 ) -> Plan:
     """Everything that can be known before starting. Nothing is run and nothing is loaded.
 
@@ -95,6 +102,7 @@ def plan(
         free_disk_bytes: room where the run is kept.
         device: "auto", "cpu" or "cuda".
         calibration: the recipe's calibration set; None where it is not known.
+        gpus: GPUs that shall calibrate together; 0: as few as hold the model.
     """
     gpu = max(host.gpus, key=lambda each: each.memory_bytes) if host.gpus and device != "cpu" else None
     sizes = sizes_of(model, weights_path, recipe)
@@ -110,6 +118,10 @@ def plan(
         made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
         eye = sight.eye(model, weights_path)
         made = _cost(made, model, recipe, sizes, eye, memory, host.cores if gpu is None else 0)
+        if gpu and recipe.preset and model.architecture in BLOCKS and ":" not in device:
+            found = _several(made, recipe, sizes, eye, parts(sizes, weights_path), host.gpus, gpus)
+            refusals += found[1]
+            made = found[0]
         refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
         notes += _tight(made, memory, where)
     return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
@@ -249,9 +261,27 @@ def _cost(
     return msgspec.structs.replace(made, arithmetic=tuple(lines), calibration_peak_bytes=found.peak)
 
 
+def _several(
+    made: Plan, recipe: Recipe, sizes: Sizes, eye: sight.Eye | None, dealt: Parts, gpus: tuple[Gpu, ...], asked: int
+) -> tuple[Plan, list[str]]:
+    """The whole model on several GPUs, where it must be or is asked for; that goes before one block at a time."""
+    memory = [each.memory_bytes for each in gpus[: asked or None]]
+    if asked > len(gpus):
+        return made, [f"--gpus {asked}: this machine has {len(gpus)}."]
+    if asked == 1 or len(memory) < 2 or (not asked and (made.calibration_peak_bytes or 0) <= memory[0]):
+        return made, []
+    found = fewest(recipe, sizes, eye, dealt, memory, asked or 2)
+    if found is None:
+        small = " Calibrate one block at a time (--layerwise)." if made.layerwise_peak_bytes else ""
+        return made, [f"{len(memory)} GPUs do not hold the model and what calibrating makes.{small}"] if asked else []
+    lines = (*made.arithmetic, found.sentence())
+    spread = {"gpus": found.gpus, "gpu_peak_bytes": found.peaks, "layerwise": False, "arithmetic": lines}
+    return msgspec.structs.replace(made, **spread), []
+
+
 def _fits_memory(made: Plan, memory: int, where: str) -> Iterator[str]:
     """Below the weights themselves nothing can be loaded, let alone calibrated; unless it goes block by block."""
-    if made.working_bytes and made.working_bytes > memory and not made.layerwise:
+    if made.working_bytes and made.working_bytes > memory and not made.layerwise and made.gpus == 1:
         width = "in float32, as a CPU computes," if made.working_bytes != made.weights_bytes else "in 16 bit"
         yield (
             f"the weights {width} take {_gb(made.working_bytes)} and {where} has {_gb(memory)}. "
@@ -263,7 +293,7 @@ def _tight(made: Plan, memory: int, where: str) -> Iterator[str]:
     if made.layerwise:
         yield f"{blockwise.instead(made.calibration_peak_bytes or 0)} {where} has {_gb(memory)}. {blockwise.AFTER}"
         return
-    if not made.weights_bytes or not made.working_bytes or made.working_bytes > memory:
+    if not made.weights_bytes or not made.working_bytes or made.gpus > 1 or made.working_bytes > memory:
         return
     if made.calibration_peak_bytes and made.calibration_peak_bytes > memory:
         peak = _gb(made.calibration_peak_bytes)

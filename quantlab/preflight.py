@@ -57,6 +57,8 @@ class GpuPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Why it cannot be quantized on this GPU (it may be elsewhere)."""
     calibration_bytes: int | None = None
     """Peak memory of quantizing, over all the GPUs."""
+    calibration_peaks: tuple[int, ...] = ()
+    """Where the model lies on several of the GPUs while it is quantized: peak memory of each, predicted."""
     calibration_seconds: float | None = None
     disk_bytes: int | None = None
     """Weights to be downloaded and the export."""
@@ -152,6 +154,9 @@ def explain(plan: GpuPlan) -> list[str]:
         seconds = plan.calibration_seconds
         about = f", about {seconds:,.0f} s (scaled from 3B on an H100: a guess)" if seconds else ""
         lines.append(f"Quantizing: about {gb(plan.calibration_bytes)} of GPU memory{about}.")
+    if plan.calibration_peaks:
+        each = ", ".join(gb(peak) for peak in plan.calibration_peaks)
+        lines.append(f"Quantizing on {len(plan.calibration_peaks)} GPUs, whole blocks on each: peaks of about {each}.")
     lines += [f"Quantizing here: {each}" for each in plan.calibration_refusals]
     if plan.disk_bytes:
         lines.append(f"Disk: {gb(plan.disk_bytes)} with the download.")
@@ -235,6 +240,7 @@ def _made(made: GpuPlan, model: Model, name: str, recipe: Recipe, gpu: Datasheet
         made,
         calibration_refusals=tuple(each for each in cost.refusals if not each.startswith("group_size")),
         calibration_bytes=cost.calibration_peak_bytes if recipe.preset else None,
+        calibration_peaks=cost.gpu_peak_bytes,
         calibration_seconds=seconds,
         disk_bytes=cost.disk_bytes,
     )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The GPU run: random-weight Llama 3.2 shapes through quantlab's calibrate and engine vllm, in order of value.
 #     bash benchmarks/gpu/go.sh OUT [STEP ...]     all steps without a word; choose the GPU with CUDA_VISIBLE_DEVICES
-# Steps: make 3b 1b slm flight bench parity encoder deep deep2 (deep: 70 GB of disk in WORK and a GPU of 141 GB; deep2: two).
+# Steps: make 3b 1b slm flight bench parity encoder deep deep2 spread (deep: 70 GB of disk in WORK and a GPU of 141 GB; deep2: two; spread: two).
 # Every step writes into OUT/<step> as a ledger and its log; a step that was done before is taken from the ledger.
 set -u
 OUT=$(mkdir -p "${1:?a folder for the results}" && cd "$1" && pwd); shift
@@ -37,6 +37,7 @@ deep() { # the 90B text path, all 80 layers, in FP8; its largest grids fill the 
 deep2() { # the same on two GPUs: what the communication costs
   "$PYTHON" "$HERE/deep.py" bench "$WORK/90b" "$OUT/90b-tp2" --tp 2 --grid "$HERE/grids/max.yaml" > "$OUT/90b-tp2.log" 2>&1 || tail -5 "$OUT/90b-tp2.log"
 }
+spread() { "$PYTHON" "$HERE/spread.py" "$WORK/3b" "$OUT/spread.json" > "$OUT/spread.log" 2>&1 || tail -5 "$OUT/spread.log"; }
 for step in "${@:-make 3b 1b slm flight bench parity encoder deep}"; do for one in $step; do
   began=$(date +%s); $one; echo "$one: $(( $(date +%s) - began )) s"
 done; done

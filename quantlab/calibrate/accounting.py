@@ -76,7 +76,8 @@ def calibrated(
         cpu_seconds=round(clock.cpu_seconds(), 3),
         calibrate_seconds=round(calibrate_seconds, 3),
         peak_bytes=peak_bytes(),
-        peak_gpu_bytes=peak_gpu_bytes(),
+        peak_gpu_bytes=sum(peak_by_gpu().values()),
+        peak_by_gpu=peak_by_gpu(),
         device=device,
         probe=probe.FILE,
         notes=tuple(notes),
@@ -137,7 +138,9 @@ def peak_bytes() -> int:
 def forget_peak() -> bool:
     """Count peaks from now on. False where the system has no way to (Linux: 5 into clear_refs, see proc(5))."""
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.init()
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -145,11 +148,12 @@ def forget_peak() -> bool:
     return True
 
 
-def peak_gpu_bytes() -> int:
-    """Peak allocated GPU memory of this process, all GPUs together."""
+def peak_by_gpu() -> dict[str, int]:
+    """GPU -> peak allocated memory of this process since `forget_peak`; GPUs on which it allocated something."""
     if not torch.cuda.is_available():
-        return 0
-    return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+        return {}
+    peaks = {index: torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())}
+    return {f"cuda:{index} {torch.cuda.get_device_name(index)}": peak for index, peak in peaks.items() if peak}
 
 
 def device_name(device: torch.device) -> str:

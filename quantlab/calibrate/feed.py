@@ -136,7 +136,9 @@ def choose_batch(
         return min(asked.batch, asked.samples)
     if not together:
         return min(PARALLEL, asked.samples)
-    fit = int(SHARE * free_memory(device or next(model.parameters()).device) // (asked.length * bytes_a_token(model)))
+    places = [device] if device else {parameter.device for parameter in model.parameters()}
+    free = min(free_memory(place) for place in places)  # of several GPUs each has its turn with the batch
+    fit = int(SHARE * free // (asked.length * bytes_a_token(model)))
     return max(1, min(asked.samples, fit))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from quantlab.calibrate import source
@@ -20,7 +21,7 @@ def write(spec: CalibrateJob, live: nn.Module, layers: Sequence[str], folder: Pa
         weight = layer.weight_quantizer(layer.weight)
         scale = getattr(layer.input_quantizer, "_pre_quant_scale", None)
         folded[f"{name}.weight"] = weight if scale is None else weight * scale
-    plain: Any = source.load(spec)
+    plain: Any = source.load(msgspec.structs.replace(spec, device="cpu", gpus=0))  # GPUs have no room for it twice
     stored = source.stored_type(spec.weights.path)
     plain.load_state_dict({name: folded[name] for name in plain.state_dict()})
     plain.to(stored).save_pretrained(folder)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from quantlab import weights as folders
-from quantlab.calibrate import accounting, folded, layerwise, mixed, presets, probe, quantizers, source, unified
+from quantlab.calibrate import accounting, devices, folded, layerwise, mixed, presets, probe, quantizers, source, unified
 from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed, return_large
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
@@ -142,7 +142,7 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, 
     mixed.calibrate(model, spec.recipe, list(quantizers.enabled(model)), config["algorithm"], feed, mtq.calibrate)
     seconds = time.monotonic() - started
     quantizers.check_saw_data(model)
-    notes = [*quantizers.resmooth(model, method), *(feed.notes() if feed else ())]
+    notes = [*devices.notes(model), *quantizers.resmooth(model, method), *(feed.notes() if feed else ())]
     notes += quantizers.as_stored(model, source.stored_type(spec.weights.path))
     device = accounting.device_name(next(model.parameters()).device)
     return _Live(model, layers, data, seconds, device, tuple(notes))

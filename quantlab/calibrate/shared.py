@@ -108,15 +108,16 @@ class SharedFeed(Feed):
         self.told.append("activations")
         for name, quantizer in wanted.items():
             if quantizer is not None:
-                quantizer(self.seen.ranges[name])
+                quantizer(self.seen.ranges[name].to(_home(model, name)))
         for name, layer in layers.items():
-            self._tell_means(name, layer)
+            self._tell_means(name, layer, layer.weight.device)
 
-    def _tell_means(self, name: str, layer: Any) -> None:
+    def _tell_means(self, name: str, layer: Any, home: torch.device) -> None:
+        """`home`: of the layer's weights; another recipe may have had them on another GPU."""
         if layer.awq_lite.is_input_quantized:  # AWQ's own forward collects the range of the input
-            layer(self.seen.ranges[f"{name}.input_quantizer"])
+            layer(self.seen.ranges[f"{name}.input_quantizer"].to(home))
         means, steps, tokens = self.seen.means[name]
-        layer.awq_lite.act_scale, layer.awq_lite.num_cache_steps, layer.awq_lite.num_tokens = means, steps, tokens
+        layer.awq_lite.act_scale, layer.awq_lite.num_cache_steps, layer.awq_lite.num_tokens = means.to(home), steps, tokens
 
     def _search(self, model: nn.Module, layers: dict[str, Any]) -> None:
         """AWQ's second pass: the loss of every strength."""
@@ -137,6 +138,11 @@ class SharedFeed(Feed):
 def _searched(model: nn.Module) -> dict[str, Any]:
     """Layers in which AWQ's helper is at work."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "awq_lite")}
+
+
+def _home(model: nn.Module, quantizer: str) -> torch.device:
+    """Where the weights beside a quantizer lie: those of its layer, or of the attention that it belongs to."""
+    return next(model.get_submodule(quantizer.rpartition(".")[0]).parameters()).device
 
 
 def _plain(quantizer: Any) -> bool:

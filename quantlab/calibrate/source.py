@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from quantlab import weights as folders
+from quantlab.calibrate import devices
 from quantlab.calibrate.pictures import Pictures, pictures
 from quantlab.calibrate.samples import Samples, samples
 from quantlab.calibrate.stored import Stored
@@ -52,23 +53,23 @@ def copy_small(spec: CalibrateJob, folder: Path) -> None:
 
 def arithmetic(spec: CalibrateJob) -> tuple[torch.dtype, torch.device]:
     """Type and device of the calibration: as stored on a GPU, float32 on a CPU."""
-    if _on_gpu(spec):
+    if devices.on_gpu(spec):
         return stored_type(spec.weights.path), torch.device("cuda" if spec.device == "auto" else spec.device)
     return torch.float32, torch.device("cpu")
 
 
-def _on_gpu(spec: CalibrateJob) -> bool:
-    return spec.device.startswith("cuda") or (spec.device == "auto" and torch.cuda.is_available())
-
-
 def load(spec: CalibrateJob) -> nn.Module:
-    """The whole model. On several GPUs accelerate spreads its blocks (`device: auto`)."""
-    cuda = _on_gpu(spec)
-    where = ("auto" if spec.device == "auto" else spec.device) if cuda else "cpu"
+    """The whole model, on one device or with its blocks on several (devices.py).
+
+    Raises:
+        BadInput: more GPUs than there are.
+        Refused: GPUs that are too small together; what transformers cannot load.
+    """
+    where = devices.placement(spec)
     try:
         model: nn.Module = auto_class(spec.weights.path).from_pretrained(
             spec.weights.path,
-            dtype="auto" if cuda else torch.float32,
+            dtype="auto" if devices.on_gpu(spec) else torch.float32,
             device_map=where,
             attn_implementation="sdpa",
             use_safetensors=True,
@@ -79,6 +80,8 @@ def load(spec: CalibrateJob) -> nn.Module:
         first = str(error).partition("\n")[0]
         cure = "Take a causal language model that transformers knows."
         raise Refused(f"transformers cannot load it: {first}", place=spec.weights.architecture, cure=cure) from error
+    if spec.gpus > 1 and not devices.on_gpu(spec):
+        devices.rehearse(model, spec)
     return model.eval().requires_grad_(False)
 
 

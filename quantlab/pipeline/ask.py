@@ -38,6 +38,8 @@ class Ask:
     """Another calibration set than the recipes name."""
     layerwise: bool = False
     """Calibrate one decoder block at a time, also where the whole model fits."""
+    gpus: int = 0
+    """GPUs that hold the model while it is calibrated; 0: as few as it needs."""
     max_drop: float | None = None
     """Another margin than the policy's, in points."""
     scope: Literal["population", "suite"] | None = None
@@ -92,6 +94,7 @@ def resolve(ask: Ask) -> Resolved:
         raise BadInput(f"no stage {unknown[0]!r}.", cure=f"Stages: {', '.join(STAGES)}.")
     if ask.engine != AUTO:
         check(ask.engine)
+    _require_possible(ask)
     policy = catalog.policy(ask.policy)
     record = policy.record
     assert isinstance(record, Policy)
@@ -108,6 +111,16 @@ def resolve(ask: Ask) -> Resolved:
         policy_name=policy.name,
         home=home(),
     )
+
+
+def _require_possible(ask: Ask) -> None:
+    """Raises BadInput where `gpus` contradicts another word."""
+    where, device = f"--gpus {ask.gpus}", ask.config.device
+    if ask.gpus > 1 and ask.layerwise:
+        cure = "Leave one of the two away."
+        raise BadInput("one block at a time (--layerwise) is on one GPU.", place=where, cure=cure)
+    if ask.gpus > 1 and (device == "cpu" or ":" in device):
+        raise BadInput(f"--device {device} is one device.", place=where, cure="Write --device auto.")
 
 
 def _with_set(record: object, word: str | None, model: Model) -> Recipe:

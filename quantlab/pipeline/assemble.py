@@ -67,6 +67,7 @@ def command(ask: Ask) -> str:
         ("--scope", ask.scope),
         ("--threads", ask.threads or None),
         ("--seed", ask.seed or None),
+        ("--gpus", ask.gpus or None),
         ("--device", None if ask.config.device == "auto" else ask.config.device),
         ("--dtype", None if ask.config.dtype == "auto" else ask.config.dtype),
         ("--tp", None if ask.config.tensor_parallel == 1 else ask.config.tensor_parallel),

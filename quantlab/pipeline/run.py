@@ -144,6 +144,7 @@ def plans_of(
                 resolved.suite_record,
                 free,
                 device=resolved.ask.config.device,
+                gpus=resolved.ask.gpus,
                 calibration=_calibration_set(found, recipe),
             ),
         )

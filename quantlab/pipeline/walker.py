@@ -111,7 +111,7 @@ class Walker:
             self._adopt(walk)
         else:
             self._calibrate(walk, found, planned)
-            self._verify(walk, self._by_blocks(walk.recipe, planned))
+            self._verify(walk, self._by_blocks(walk.recipe, planned) or planned.gpus > 1)
         if walk.verification is None or walk.verification.passed:
             self.open(walk)
 
@@ -162,6 +162,7 @@ class Walker:
             device=ask.config.device,
             threads=ask.threads,
             layerwise=self._by_blocks(recipe, planned),
+            gpus=ask.gpus,
         )
         return known, job
 

@@ -37,11 +37,13 @@ class CalibrateJob(Spec, frozen=True, kw_only=True):
     into: str
     """Directory to create; written under a temporary name, then renamed."""
     device: str = "auto"
-    """"auto", "cpu", "cuda"."""
+    """"auto", "cpu", "cuda", "cuda:1" (that one alone)."""
     threads: int = 0
     """0: chosen by the child runner."""
     layerwise: bool = False
     """One decoder block in memory at a time. The numbers are the same."""
+    gpus: int = 0
+    """GPUs that hold the model together; 0: as few as it needs. On a CPU: parts of one memory, a rehearsal."""
 
 
 class CalibrateJobs(Spec, frozen=True, kw_only=True):

@@ -83,7 +83,9 @@ class Calibrated(Result, frozen=True, kw_only=True):
     peak_bytes: int = 0
     """Peak resident memory of the child (and of the GPU, where one was used, in `peak_gpu_bytes`)."""
     peak_gpu_bytes: int = 0
-    """Peak allocated GPU memory."""
+    """Peak allocated GPU memory, all GPUs together."""
+    peak_by_gpu: dict[str, int] = {}
+    """"cuda:0 NVIDIA H100 80GB HBM3" -> peak allocated memory of that GPU; those that were used."""
     device: str = "cpu"
     """Where it ran."""
     probe: str | None = None
