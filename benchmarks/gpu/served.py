@@ -104,7 +104,7 @@ def session(artifact: Artifact, config: EngineConfig, theirs: tuple[int, ...]) -
     with engine("vllm").open(artifact, config) as opened:
         request = GenerateRequest(prompt=PROMPT, max_tokens=TOKENS, ignore_eos=True)
         scores = opened.logprobs([ScoreRequest(PROMPT, theirs)])
-        return opened.generate([request])[0].tokens, scores[0].values.tolist()
+        return opened.generate([request])[0].tokens, scores[0].logprobs.tolist()
 
 
 def asked(url: str, model: str) -> tuple[tuple[int, ...], list[float]]:
