@@ -43,7 +43,18 @@ CLIENT = (
     "parser = FlexibleArgumentParser()\nadd_cli_args(parser)\nmain(parser.parse_args())"
 )
 """`vllm bench serve` without the program vllm, which wants to know the version of the package "vllm" first."""
-KEPT = ("completed", "failed", "output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms")
+KEPT = (
+    "completed",
+    "failed",
+    "duration",
+    "total_input_tokens",
+    "total_output_tokens",
+    "output_throughput",
+    "median_ttft_ms",
+    "p99_ttft_ms",
+    "median_tpot_ms",
+    "p99_tpot_ms",
+)
 
 
 def main() -> None:
@@ -101,6 +112,7 @@ def started(
 
 def session(artifact: Artifact, config: EngineConfig, theirs: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
     """Greedy tokens of quantlab's own session, and its log-probabilities of the server's."""
+    os.dup2(2, 1)  # vLLM's log has no place in our JSON
     with engine("vllm").open(artifact, config) as opened:
         request = GenerateRequest(prompt=PROMPT, max_tokens=TOKENS, ignore_eos=True)
         scores = opened.logprobs([ScoreRequest(PROMPT, theirs)])
