@@ -38,6 +38,7 @@ from quantlab.records import Checkpoint, EngineConfig, MeasureJob, Weights
 
 LEAD, DROPPED, REPEATS = 8, 4, 3
 """Steps before any is counted (prefill, warm-up), first ones under the profiler, and timings without it."""
+CHILD_SECONDS = 480
 KINDS = {
     "GEMM qkv_proj": r"self_attn\.[qkv]_proj\.",
     "GEMM o_proj": r"self_attn\.o_proj\.",
@@ -83,7 +84,10 @@ def in_child(folder: Path, words: argparse.Namespace, *, prime: bool) -> dict[st
         trace = words.out.absolute().with_suffix("") / f"{folder.name}.json.gz"  # kept: it can be read again
         trace.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, __file__, str(out), str(folder), f"--trace={trace}", *flags]
-        code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+        try:
+            code = subprocess.run(command, stdout=sys.stderr, check=False, timeout=CHILD_SECONDS).returncode
+        except subprocess.TimeoutExpired:
+            return {"checkpoint": str(folder), "error": f"the child was not done in {CHILD_SECONDS} s, and was killed"}
         if code or not out.exists():
             return {"checkpoint": str(folder), "error": f"the child ended with exit code {code}: see the log"}
         found: dict[str, Any] = json.loads(out.read_text())

@@ -142,7 +142,8 @@ def compared(
     same = next((place for place, pair in enumerate(zip(ours, theirs, strict=True)) if len(set(pair)) > 1), len(theirs))
     furthest = max(abs(left - right) for left, right in zip(likely, scored, strict=True))
     return {"tokens": TOKENS, "tokens_equal": ours == theirs, "first_difference": same} | {
-        "logprobs_differ_at_most": round(furthest, 5)
+        "logprobs_differ_at_most": round(furthest, 5),
+        "mean_logprob": round(sum(likely) / len(likely), 4),
     }
 
 
