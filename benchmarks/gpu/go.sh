@@ -7,6 +7,7 @@ set -u
 OUT=$(mkdir -p "${1:?a folder for the results}" && cd "$1" && pwd); shift
 HERE=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-python}
+export PYTHONPATH="$(cd "$HERE/../.." && pwd)${PYTHONPATH:+:$PYTHONPATH}"
 export VLLM_USE_FLASHINFER_SAMPLER=0 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 WORK=${WORK:-$OUT/models}
 mkdir -p "$WORK"
