@@ -92,12 +92,18 @@ def served(words: argparse.Namespace, folder: Path) -> dict[str, Any]:
             require_healthy(url, folder / "server.txt")
             began = time.monotonic()
     except (NotServed, OSError) as error:
-        return record | {"error": f"{type(error).__name__}: {error}"}
+        return record | {"error": f"{type(error).__name__}: {error}", "server_said": errors(folder / "server.txt")}
     record["stopped_seconds"] = round(time.monotonic() - began, 1)
     record["left_behind"] = alive(folder)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # the session gives the GPU back by ending
         ours, scored = pool.submit(session, artifact, config, theirs).result()
     return record | compared(ours, theirs, likely, scored)
+
+
+def errors(log: Path) -> list[str]:
+    """The first lines of a log that name an error: vLLM's last one only says that there is one above."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return [line[-300:] for line in lines if "Error" in line][:6]
 
 
 def started(
