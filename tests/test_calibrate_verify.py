@@ -60,6 +60,25 @@ def test_a_whole_export_passes(made: dict[str, Made], name: str) -> None:
     assert failed(made[name], Path(made[name][1].checkpoint.path)) == {}
 
 
+def test_codes_divided_in_16_bit_as_on_a_gpu_are_the_source_too(made: dict[str, Made], tmp_path: Path) -> None:
+    source, layers = load_file(Path(made["fp8"][0].weights.path) / "model.safetensors"), list[str]()
+
+    def divide(tensors: dict[str, Tensor], by: float = 1.0) -> None:
+        for name in (name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")):
+            unit, weight = tensors[f"{name}.weight_scale"] * by, source[f"{name}.weight"]
+            assert weight.dtype is torch.bfloat16
+            twice = (weight / unit.reshape(())).clamp(-448, 448)
+            assert twice.dtype is torch.bfloat16
+            if not torch.equal(twice.float().to(torch.float8_e4m3fn).float(), tensors[f"{name}.weight"].float()):
+                layers.append(name)
+            tensors[f"{name}.weight"] = twice.to(torch.float8_e4m3fn)
+
+    assert damaged(made["fp8"], tmp_path / "gpu", divide) == {}
+    assert len(layers) > 5  # they do differ from those that are divided in float32
+    found = damaged(made["fp8"], tmp_path / "off", lambda tensors: divide(tensors, 1.02))
+    assert list(found) == ["weights"]
+
+
 def _swap(tensors: dict[str, Tensor]) -> None:
     """Two layers of the same shape trade places, scales and all."""
     for part in ("weight", "weight_scale", "input_scale"):

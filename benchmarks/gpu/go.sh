@@ -52,6 +52,7 @@ deep() { # the 90B text path, all 80 layers, in FP8; its largest grids fill the 
 deep2() { # the same on two GPUs: what the communication costs
   "$PYTHON" "$HERE/deep.py" bench "$WORK/90b" "$OUT/90b-tp2" --tp 2 --grid "$HERE/grids/max.yaml" > "$OUT/90b-tp2.log" 2>&1 || tail -5 "$OUT/90b-tp2.log"
 }
+spread() { "$PYTHON" "$HERE/spread.py" "$WORK/3b" "$OUT/spread.json" > "$OUT/spread.log" 2>&1 || tail -5 "$OUT/spread.log"; }
 for step in "${@:-make 3b 1b slm flight bench parity profile served encoder deep}"; do for one in $step; do
   began=$(date +%s); $one; echo "$one: $(( $(date +%s) - began )) s"
 done; done
