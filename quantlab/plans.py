@@ -91,16 +91,12 @@ def plan(
     """Everything that can be known before starting. Nothing is run and nothing is loaded.
 
     Args:
-        model: as the catalog resolved it.
+        model, recipe_name, recipe: as the catalog resolved them, and the recipe's word.
         weights_path: directory with safetensors, when they are on this machine; their headers are then exact.
-        recipe_name: word of the recipe.
-        recipe: the recipe.
         host: the machine.
-        grid: throughput cells, for the KV cache.
-        suite: for the disk that the baseline's distribution takes.
+        grid, suite: throughput cells, for the KV cache; for the disk that the baseline's distribution takes.
         free_disk_bytes: room where the run is kept.
-        device: "auto", "cpu" or "cuda".
-        calibration: the recipe's calibration set; None where it is not known.
+        device, calibration: "auto", "cpu" or "cuda"; the recipe's calibration set, None where it is not known.
         gpus: GPUs that shall calibrate together; 0: as few as hold the model.
     """
     gpu = max(host.gpus, key=lambda each: each.memory_bytes) if host.gpus and device != "cpu" else None
@@ -118,10 +114,9 @@ def plan(
         eye = sight.eye(model, weights_path)
         made = _cost(made, model, recipe, sizes, eye, memory, host.cores if gpu is None else 0)
         among = [each.memory_bytes for each in host.gpus] if gpu and ":" not in device else []
-        found = several(model, recipe, sizes, eye, weights_path, among, gpus, made.calibration_peak_bytes)
-        made = _several(made, found)
-        refusals += [found] if isinstance(found, str) else []
-        refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
+        peak = made.calibration_peak_bytes
+        made = _several(made, several(model, recipe, sizes, eye, weights_path, among, gpus, peak))
+        refusals += [*made.refusals, *_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
         notes += _tight(made, memory, where)
     return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
 
@@ -263,7 +258,7 @@ def _cost(
 def _several(made: Plan, found: Spread | str | None) -> Plan:
     """The whole model on several GPUs goes before one block at a time."""
     if not isinstance(found, Spread):
-        return made
+        return msgspec.structs.replace(made, refusals=(found,) if found else ())
     lines = (*made.arithmetic, found.sentence())
     return msgspec.structs.replace(made, gpus=found.gpus, gpu_peak_bytes=found.peaks, layerwise=False, arithmetic=lines)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner
 
-from quantlab import catalog, pipeline, weights
+from quantlab import catalog, cli, weights
 from quantlab.calibrate import devices
-from quantlab.cli import main
 from quantlab.errors import BadInput, Refused
 from quantlab.ledgers import Ledger
 from quantlab.pipeline.ask import Ask, EngineConfig, resolve
+from quantlab.pipeline.assemble import command
 from quantlab.pipeline.run import plans_of
 from quantlab.pipeline.walker import Walker
 from quantlab.plans import Plan, plan
@@ -22,6 +22,12 @@ from quantlab.spread import Parts, deal
 from tests.test_calibrate_modelopt import job
 from tests.test_pipeline import Seen
 from tests.test_plan import H100, PLENTY, recipe
+
+
+@pytest.fixture(autouse=True)
+def _token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that may fetch gated models."""
+    monkeypatch.setenv("HF_TOKEN", "not-a-real-one")
 
 
 def machine(*gigabytes: float) -> Host:
@@ -139,11 +145,19 @@ def test_words_that_contradict_each_other(tiny_model: Path, changes: dict[str, o
     assert error.value.cure
 
 
-def test_the_command_line_refuses_before_anything_is_run(tiny_model: Path, tmp_path: Path) -> None:
-    line = ["run", "fp8", "--model", str(tiny_model), "--engine", "fake", "--stage", "calibrate", "--ledger"]
-    said = CliRunner().invoke(main, [*line, str(tmp_path), "--gpus", "2", "--device", "cpu"])
-    assert said.exit_code == 2
-    assert "--gpus 2" in said.output
-    assert CliRunner().invoke(main, [*line, str(tmp_path), "--gpus", "-1"]).exit_code == 2
-    asked = pipeline.Ask(model=str(tiny_model), recipes=("fp8",), engine="fake", gpus=2)
-    assert "--gpus 2" in pipeline.assemble.command(asked)
+def test_the_command_line_refuses_before_anything_is_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["quantlab", "run", "fp8", "--model", str(tiny_model), "--engine", "fake", "--ledger", str(tmp_path)]
+    for words, said in ((["--gpus", "2", "--device", "cpu"], "--gpus 2"), (["--gpus", "-1"], "--gpus")):
+        monkeypatch.setattr(sys, "argv", [*line, *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_record_says_how_many_were_asked_for(tiny_model: Path) -> None:
+    assert "--gpus 2" in command(Ask(model=str(tiny_model), recipes=("fp8",), engine="fake", gpus=2))
+    assert "--gpus" not in command(Ask(model=str(tiny_model), recipes=("fp8",), engine="fake"))
