@@ -26,11 +26,10 @@ import msgspec
 
 from quantlab import blockwise, costs, kept, sight
 from quantlab.formats.foreign import layout_of
-from quantlab.formats.names import BLOCKS
-from quantlab.records import CalibrationSet, Gpu, Grid, Host, Model, Recipe, Shape, Suite, unserved
+from quantlab.records import CalibrationSet, Grid, Host, Model, Recipe, Shape, Suite, unserved
 from quantlab.sizes import OWN_GROUP, Sizes, distribution_bytes, group_size, too_long
 from quantlab.sizes import sizes as sizes_of
-from quantlab.spread import Parts, fewest, parts
+from quantlab.spread import Spread, several
 
 JUDGED = "quantlab run FOLDER --model MODEL (its 16-bit original)."
 QUANTIZABLE = re.compile(
@@ -92,16 +91,12 @@ def plan(
     """Everything that can be known before starting. Nothing is run and nothing is loaded.
 
     Args:
-        model: as the catalog resolved it.
+        model, recipe_name, recipe: as the catalog resolved them, and the recipe's word.
         weights_path: directory with safetensors, when they are on this machine; their headers are then exact.
-        recipe_name: word of the recipe.
-        recipe: the recipe.
         host: the machine.
-        grid: throughput cells, for the KV cache.
-        suite: for the disk that the baseline's distribution takes.
+        grid, suite: throughput cells, for the KV cache; for the disk that the baseline's distribution takes.
         free_disk_bytes: room where the run is kept.
-        device: "auto", "cpu" or "cuda".
-        calibration: the recipe's calibration set; None where it is not known.
+        device, calibration: "auto", "cpu" or "cuda"; the recipe's calibration set, None where it is not known.
         gpus: GPUs that shall calibrate together; 0: as few as hold the model.
     """
     gpu = max(host.gpus, key=lambda each: each.memory_bytes) if host.gpus and device != "cpu" else None
@@ -118,11 +113,10 @@ def plan(
         made = _arithmetic(model, recipe, sizes, made, grid, suite, weights_path is None, cpu=gpu is None)
         eye = sight.eye(model, weights_path)
         made = _cost(made, model, recipe, sizes, eye, memory, host.cores if gpu is None else 0)
-        if gpu and recipe.preset and model.architecture in BLOCKS and ":" not in device:
-            found = _several(made, recipe, sizes, eye, parts(sizes, weights_path), host.gpus, gpus)
-            refusals += found[1]
-            made = found[0]
-        refusals += [*_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
+        among = [each.memory_bytes for each in host.gpus] if gpu and ":" not in device else []
+        peak = made.calibration_peak_bytes
+        made = _several(made, several(model, recipe, sizes, eye, weights_path, among, gpus, peak))
+        refusals += [*made.refusals, *_fits_memory(made, memory, where), *_fits_disk(made, free_disk_bytes)]
         notes += _tight(made, memory, where)
     return msgspec.structs.replace(made, notes=tuple(notes), refusals=tuple(refusals))
 
@@ -261,32 +255,20 @@ def _cost(
     return msgspec.structs.replace(made, arithmetic=tuple(lines), calibration_peak_bytes=found.peak)
 
 
-def _several(
-    made: Plan, recipe: Recipe, sizes: Sizes, eye: sight.Eye | None, dealt: Parts, gpus: tuple[Gpu, ...], asked: int
-) -> tuple[Plan, list[str]]:
-    """The whole model on several GPUs, where it must be or is asked for; that goes before one block at a time."""
-    memory = [each.memory_bytes for each in gpus[: asked or None]]
-    if asked > len(gpus):
-        return made, [f"--gpus {asked}: this machine has {len(gpus)}."]
-    if asked == 1 or len(memory) < 2 or (not asked and (made.calibration_peak_bytes or 0) <= memory[0]):
-        return made, []
-    found = fewest(recipe, sizes, eye, dealt, memory, asked or 2)
-    if found is None:
-        small = " Calibrate one block at a time (--layerwise)." if made.layerwise_peak_bytes else ""
-        return made, [f"{len(memory)} GPUs do not hold the model and what calibrating makes.{small}"] if asked else []
+def _several(made: Plan, found: Spread | str | None) -> Plan:
+    """The whole model on several GPUs goes before one block at a time."""
+    if not isinstance(found, Spread):
+        return msgspec.structs.replace(made, refusals=(found,) if found else ())
     lines = (*made.arithmetic, found.sentence())
-    spread = {"gpus": found.gpus, "gpu_peak_bytes": found.peaks, "layerwise": False, "arithmetic": lines}
-    return msgspec.structs.replace(made, **spread), []
+    return msgspec.structs.replace(made, gpus=found.gpus, gpu_peak_bytes=found.peaks, layerwise=False, arithmetic=lines)
 
 
 def _fits_memory(made: Plan, memory: int, where: str) -> Iterator[str]:
     """Below the weights themselves nothing can be loaded, let alone calibrated; unless it goes block by block."""
     if made.working_bytes and made.working_bytes > memory and not made.layerwise and made.gpus == 1:
         width = "in float32, as a CPU computes," if made.working_bytes != made.weights_bytes else "in 16 bit"
-        yield (
-            f"the weights {width} take {_gb(made.working_bytes)} and {where} has {_gb(memory)}. "
-            "Take a smaller model or a larger machine."
-        )
+        cure = "Take a smaller model or a larger machine."
+        yield f"the weights {width} take {_gb(made.working_bytes)} and {where} has {_gb(memory)}. {cure}"
 
 
 def _tight(made: Plan, memory: int, where: str) -> Iterator[str]:
@@ -305,10 +287,8 @@ def _tight(made: Plan, memory: int, where: str) -> Iterator[str]:
 
 def _fits_disk(made: Plan, free: int) -> Iterator[str]:
     if made.disk_bytes and made.disk_bytes > free:
-        yield (
-            f"{_gb(made.disk_bytes)} will be written and {_gb(free)} are free. "
-            "Make room, or keep the run on another disk with --ledger."
-        )
+        cure = "Make room, or keep the run on another disk with --ledger."
+        yield f"{_gb(made.disk_bytes)} will be written and {_gb(free)} are free. {cure}"
 
 
 def _gb(size: int) -> str:

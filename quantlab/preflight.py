@@ -155,8 +155,8 @@ def explain(plan: GpuPlan) -> list[str]:
         about = f", about {seconds:,.0f} s (scaled from 3B on an H100: a guess)" if seconds else ""
         lines.append(f"Quantizing: about {gb(plan.calibration_bytes)} of GPU memory{about}.")
     if plan.calibration_peaks:
-        each = ", ".join(gb(peak) for peak in plan.calibration_peaks)
-        lines.append(f"Quantizing on {len(plan.calibration_peaks)} GPUs, whole blocks on each: peaks of about {each}.")
+        peaks = ", ".join(gb(peak) for peak in plan.calibration_peaks)
+        lines.append(f"Quantizing on {len(plan.calibration_peaks)} GPUs, whole blocks on each: peaks of about {peaks}.")
     lines += [f"Quantizing here: {each}" for each in plan.calibration_refusals]
     if plan.disk_bytes:
         lines.append(f"Disk: {gb(plan.disk_bytes)} with the download.")

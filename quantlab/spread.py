@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 
 from quantlab import costs, weights
-from quantlab.formats.names import SIGHT
-from quantlab.records import Recipe
+from quantlab.formats.names import BLOCKS, SIGHT
+from quantlab.records import Model, Recipe
 from quantlab.sight import Eye
 from quantlab.sizes import Sizes
 
@@ -64,7 +64,7 @@ class Spread(msgspec.Struct, frozen=True):
         """For plan and record."""
         ends = [sum(self.counts[: index + 1]) for index in range(self.gpus)]
         each = (
-            f"GPU {index} {_blocks(end - count, end)} ({held / 1e9:,.2f} GB of weights, peak about {peak / 1e9:,.2f} GB)"
+            f"GPU {index} {_blocks(end - count, end)} ({held / 1e9:,.2f} GB of weights, peak {peak / 1e9:,.2f} GB)"
             for index, (count, end, held, peak) in enumerate(zip(self.counts, ends, self.held, self.peaks, strict=True))
         )
         return f"Spread over {self.gpus} GPUs, predicted: {'; '.join(each)}. GPU 0 also holds embedding and head."
@@ -151,6 +151,41 @@ def fewest(
     return next((found for found in tried if found is not None), None)
 
 
+def several(
+    model: Model,
+    recipe: Recipe,
+    sizes: Sizes,
+    eye: Eye | None,
+    path: Path | None,
+    memory: Sequence[int],
+    asked: int,
+    peak: int | None,
+) -> Spread | str | None:
+    """What a plan says: the model on several GPUs where it must be or is asked for; a refusal; None for one device.
+
+    Args:
+        model: whose blocks must be known.
+        recipe, sizes, eye: as `spread`.
+        path: the weights, where they are here.
+        memory: bytes of each GPU of the machine; none where the calibration computes on a CPU.
+        asked: GPUs; 0: as few as hold it.
+        peak: predicted bytes on one GPU.
+    """
+    if recipe.preset is None:
+        return None
+    if asked > max(len(memory), 1):
+        return f"--gpus {asked}: there are {len(memory)} GPUs to calibrate on."
+    if asked == 1 or len(memory) < 2 or (not asked and (peak or 0) <= memory[0]):
+        return None
+    if model.architecture not in BLOCKS:
+        return f"--gpus {asked}: decoder blocks of {model.architecture} are not known here." if asked else None
+    found = fewest(recipe, sizes, eye, parts(sizes, path), memory[: asked or None], asked or 2)
+    if found is None and asked:
+        cure = "Calibrate one block at a time (--layerwise)."
+        return f"--gpus {asked}: they do not hold the model and what calibrating makes beside it. {cure}"
+    return found
+
+
 def _rooms(memory: Sequence[int], work: int, look: int) -> list[int]:
     rooms = [one - costs.GPU_LIBRARIES_BYTES - work for one in memory]
     rooms[0] -= max(0, look - work)
@@ -169,4 +204,3 @@ def _work(recipe: Recipe, sizes: Sizes, eye: Eye | None, free: int) -> tuple[int
     batch = costs.batch_of(recipe, sizes.shape, eye, max(free, 0))
     look = eye.looking(WIDTH) * batch.samples if eye and batch else 0
     return costs.work(recipe, sizes, batch, WIDTH), look
-

@@ -1,7 +1,7 @@
 """A model whose blocks lie on several devices is calibrated to the same bytes; and how it is dealt out.
 
-There is no GPU here: the machine's memory stands for two, under the hooks of accelerate that two GPUs have. Whether every
-tensor is where its hook thinks can be proven only on GPUs: benchmarks/gpu/spread.py."""
+There is no GPU here: the machine's memory stands for two, under the hooks of accelerate that two GPUs have. Whether
+every tensor is where its hook thinks can be proven only on GPUs: benchmarks/gpu/spread.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from quantlab.calibrate import devices, modelopt, source
+from quantlab.calibrate import modelopt, source
 from quantlab.records import CalibrateJob
 from quantlab.worker import Reporter
 from tests.test_calibrate_layerwise import require_equal

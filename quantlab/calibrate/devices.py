@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from quantlab import sight
 from quantlab.calibrate.blocks import Blocks
@@ -70,7 +69,8 @@ def chosen(spec: CalibrateJob, free: Sequence[int]) -> Spread | None:
     sizes, eye = sizes_of(spec.model, path, spec.recipe), sight.eye(spec.model, path)
     dealt = parts(sizes, path)
     if spec.weights.architecture not in BLOCKS:
-        return _unknown(spec, free)
+        _require_one(spec, free)
+        return None
     among = free[:asked] if asked else free
     found = fewest(spec.recipe, sizes, eye, dealt, among, asked)
     if found is None:
@@ -88,7 +88,7 @@ def _too_large(spec: CalibrateJob, free: Sequence[int]) -> bool:
     return spec.weights.bytes > sum(free)
 
 
-def _unknown(spec: CalibrateJob, free: Sequence[int]) -> None:
+def _require_one(spec: CalibrateJob, free: Sequence[int]) -> None:
     """An architecture whose blocks have no name here stays on the first GPU."""
     if spec.gpus > 1 or _too_large(spec, free[:1]):
         problem = "its decoder blocks are not known here, so it cannot be dealt out to several GPUs."
@@ -133,11 +133,6 @@ def modules(model: Any, prefix: str, blocks: Sequence[int | str], rest: int | st
         else:
             found[full] = rest
     return found
-
-
-def of(model: nn.Module) -> list[torch.device]:
-    """The devices of a model's weights, the first parameter's first."""
-    return list(dict.fromkeys(parameter.device for parameter in model.parameters()))
 
 
 def notes(model: Any) -> list[str]:

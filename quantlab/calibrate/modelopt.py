@@ -23,7 +23,18 @@ import torch
 from torch import nn
 
 from quantlab import weights as folders
-from quantlab.calibrate import accounting, devices, folded, layerwise, mixed, presets, probe, quantizers, source, unified
+from quantlab.calibrate import (
+    accounting,
+    devices,
+    folded,
+    layerwise,
+    mixed,
+    presets,
+    probe,
+    quantizers,
+    source,
+    unified,
+)
 from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed, return_large
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples

@@ -117,7 +117,8 @@ class SharedFeed(Feed):
         if layer.awq_lite.is_input_quantized:  # AWQ's own forward collects the range of the input
             layer(self.seen.ranges[f"{name}.input_quantizer"].to(home))
         means, steps, tokens = self.seen.means[name]
-        layer.awq_lite.act_scale, layer.awq_lite.num_cache_steps, layer.awq_lite.num_tokens = means.to(home), steps, tokens
+        search = layer.awq_lite
+        search.act_scale, search.num_cache_steps, search.num_tokens = means.to(home), steps, tokens
 
     def _search(self, model: nn.Module, layers: dict[str, Any]) -> None:
         """AWQ's second pass: the loss of every strength."""

@@ -44,7 +44,7 @@ def options(function: F) -> F:
             click.option("--max-drop", type=float, help="Accepted drop in points, instead of the policy's."),
             click.option("--calibration-set", help="Calibration set, name or file, instead of the recipes'."),
             click.option("--layerwise", is_flag=True, help="Calibrate one decoder block at a time: little memory."),
-            click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs to calibrate on; 0: as few as hold it."),
+            click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs to calibrate on; 0: as few as do."),
             click.option("--engine", default="torch", show_default=True, help="Or auto: the best for all recipes."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
             click.option(

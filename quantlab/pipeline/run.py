@@ -144,7 +144,7 @@ def plans_of(
                 resolved.suite_record,
                 free,
                 device=resolved.ask.config.device,
-                gpus=resolved.ask.gpus,
+                gpus=1 if resolved.ask.layerwise else resolved.ask.gpus,
                 calibration=_calibration_set(found, recipe),
             ),
         )

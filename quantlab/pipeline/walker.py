@@ -162,7 +162,7 @@ class Walker:
             device=ask.config.device,
             threads=ask.threads,
             layerwise=self._by_blocks(recipe, planned),
-            gpus=ask.gpus,
+            gpus=planned.gpus if planned.gpus > 1 else ask.gpus,
         )
         return known, job
 
