@@ -1,6 +1,6 @@
 """Peak memory of calibrating one decoder block at a time, against the whole model. Both in one go, one child each.
 
-    python benchmarks/layerwise.py [--recipe fp8] [--layers 32] [--batch 1] [--images] [--out benchmarks/results/layerwise.json]
+    python benchmarks/layerwise.py [--recipe fp8] [--layers 32] [--batch 1] [--images] [--out FILE]
 
 The model is a Llama of random weights, because memory does not ask what they are: 32 blocks of 16.8 million weights,
 1.1 GB in bfloat16, 2.1 GB in the float32 that a CPU computes in. With --images it is a Llama 3.2 Vision: the same
