@@ -24,8 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 IMPORTS = """
-import torch, transformers, modelopt.torch.quantization, modelopt.torch.export
-from quantlab.calibrate import modelopt, accounting
+from quantlab.calibrate import accounting, modelopt
+modelopt._presets()
+import modelopt.torch.export
 print(accounting.peak_bytes())
 """
 

@@ -23,7 +23,19 @@ import torch
 from torch import nn
 
 from quantlab import weights as folders
-from quantlab.calibrate import accounting, devices, folded, layerwise, mixed, presets, probe, quantizers, source, unified
+from quantlab.calibrate import (
+    accounting,
+    devices,
+    folded,
+    layerwise,
+    mixed,
+    presets,
+    probe,
+    quantizers,
+    source,
+    spared,
+    unified,
+)
 from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed, return_large
 from quantlab.calibrate.pictures import Pictures, noise
 from quantlab.calibrate.samples import Samples
@@ -121,7 +133,8 @@ def run(
 
 
 def _presets() -> dict[str, Any]:
-    import modelopt.torch.quantization as mtq
+    with spared.hidden():  # where a child imports ModelOpt first
+        import modelopt.torch.quantization as mtq
 
     return {name: getattr(mtq, name) for name in dir(mtq) if name.endswith("_CFG")}
 
