@@ -1,6 +1,6 @@
 """Peak memory of calibrating one decoder block at a time, against the whole model. Both in one go, one child each.
 
-    python benchmarks/layerwise.py [--recipe fp8] [--layers 32] [--images] [--out benchmarks/results/layerwise.json]
+    python benchmarks/layerwise.py [--recipe fp8] [--layers 32] [--batch 1] [--images] [--out FILE]
 
 The model is a Llama of random weights, because memory does not ask what they are: 32 blocks of 16.8 million weights,
 1.1 GB in bfloat16, 2.1 GB in the float32 that a CPU computes in. With --images it is a Llama 3.2 Vision: the same
@@ -24,8 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 IMPORTS = """
-import torch, transformers, modelopt.torch.quantization, modelopt.torch.export
-from quantlab.calibrate import modelopt, accounting
+from quantlab.calibrate import accounting, modelopt
+modelopt._presets()
+import modelopt.torch.export
 print(accounting.peak_bytes())
 """
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch", type=int, help="samples in one pass, of both ways; quantlab's choice if left out")
     parser.add_argument("--images", action="store_true")
     parser.add_argument("--out", type=Path)
     words = parser.parse_args()
@@ -50,7 +52,7 @@ def main() -> None:
 def compared(words: argparse.Namespace, place: Path) -> dict[str, Any]:
     made, recipe = random_mllama if words.images else random_llama, place / f"{words.recipe}.yaml"
     model = made(place / "model", words.layers, words.hidden)
-    recipe.write_text(shortened(words.recipe, words.samples, words.length))
+    recipe.write_text(shortened(words.recipe, words.samples, words.length, words.batch))
     base = int(python("-c", IMPORTS).split()[-1])
     whole, blocks = (
         calibrated(model, recipe, place / name, more) for name, more in (("whole", []), ("blocks", ["--layerwise"]))
@@ -64,6 +66,7 @@ def compared(words: argparse.Namespace, place: Path) -> dict[str, Any]:
         "recipe": words.recipe,
         "weights_bytes_bf16": plan["weights_bytes"],
         "blocks": words.layers,
+        "batch": words.batch or "quantlab's choice",
         ("pictures" if words.images else "tokens"): words.samples * (1 if words.images else words.length),
         "imports_bytes": base,
         "whole": {"peak_bytes": peak, "predicted": plan["calibration_peak_bytes"], "seconds": whole["seconds"]},
@@ -117,7 +120,7 @@ def random_mllama(folder: Path, layers: int, hidden: int) -> Path:
     return folder
 
 
-def shortened(name: str, samples: int, length: int) -> str:
+def shortened(name: str, samples: int, length: int, batch: int | None) -> str:
     """The recipe on so much text."""
     import msgspec
     import yaml
@@ -127,6 +130,7 @@ def shortened(name: str, samples: int, length: int) -> str:
     record: Any = catalog.recipe(name).record
     if record.calibration is not None:
         fewer = msgspec.structs.replace(record.calibration, samples=samples, length=length, images=samples)
+        fewer = msgspec.structs.replace(fewer, batch=batch or fewer.batch)
         record = msgspec.structs.replace(record, calibration=fewer)
     plain = {key: value for key, value in msgspec.to_builtins(record).items() if value not in (None, [], ())}
     return str(yaml.safe_dump(plain | {"preset": record.preset}))

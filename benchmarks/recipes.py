@@ -2,6 +2,7 @@
 
     python benchmarks/recipes.py --ledger LEDGER                 # runs what the ledger lacks, a recipe at a time
     python benchmarks/recipes.py --ledger LEDGER --known         # the table of what is there, nothing is run
+    python benchmarks/recipes.py --ledger LEDGER --costs OTHER   # times and memory of calibrations in another ledger
 
 Every recipe is a `quantlab run` of its own against bf16, so a kill costs one stage, and each is judged on the same
 items. The table is read from the runs that the ledger keeps; a recipe whose suite was not scored says so. Who serves
@@ -29,6 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "recipes.json"
 PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- table: benchmarks/recipes.py -->", "<!-- end of table -->"
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy")
+COSTS = ("calibrate_seconds", "seconds", "cpu_seconds", "peak_bytes")
 SERVING = tuple(name for name in ENGINES if name in ("trtllm", "vllm"))
 """Engines that serve users; torch scores, and ortgenai is for CPUs and PCs."""
 
@@ -68,7 +70,13 @@ def served(recipe: Recipe) -> dict[str, list[str]]:
     return at
 
 
-def row(recipe: str, pair: tuple[Run, Candidate] | None) -> dict[str, Any]:
+def spent(ledger: str | None, recipe: str) -> dict[str, Any]:
+    """What calibrating cost in another ledger than the one with the scores; nothing where it has no such recipe."""
+    entries = Ledger(ledger).entries("calibrate", recipe=recipe) if ledger else []
+    return {name: each.result[name] or None for each in entries if each.status == "done" for name in COSTS}
+
+
+def row(recipe: str, pair: tuple[Run, Candidate] | None, costs: str | None) -> dict[str, Any]:
     """One recipe; None where nothing was measured."""
     found = catalog.recipe(recipe).record
     assert isinstance(found, Recipe)
@@ -98,7 +106,7 @@ def row(recipe: str, pair: tuple[Run, Candidate] | None) -> dict[str, Any]:
         "verified": each.verification.passed if each.verification else None,
         "failure": each.failure.problem if each.failure else "",
     }
-    return said | whole
+    return said | whole | spent(costs, recipe)
 
 
 def _number(number: Number | None) -> dict[str, Any] | None:
@@ -110,14 +118,15 @@ def _number(number: Number | None) -> dict[str, Any] | None:
 def table(rows: list[dict[str, Any]]) -> str:
     """GitHub-flavoured Markdown."""
     heads = ["recipe", "bits a weight", "size", "KL, nats", "same token, %", "score, %", "difference, points [95 %]"]
-    heads += ["flips - / +", "verdict", "calibration", "whole step", "peak memory", "export is the calibrated model"]
+    heads += ["flips - / +", "verdict", "calibration", "whole step", "CPU time of it", "peak memory"]
+    heads += ["export is the calibrated model"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     return "\n".join([*lines, *(_line(each) for each in rows)])
 
 
 def _line(one: dict[str, Any]) -> str:
     if not one["measured"]:
-        return f"| `{one['recipe']}` |{' not measured |' + 11 * ' |'}"
+        return f"| `{one['recipe']}` |{' not measured |' + 12 * ' |'}"
     scored = one["difference"] is not None
     cells = [
         f"`{one['recipe']}`",
@@ -131,6 +140,7 @@ def _line(one: dict[str, Any]) -> str:
         one["verdict"] if scored else figures.NOTHING,
         figures.seconds(one["calibrate_seconds"]),
         figures.seconds(one["seconds"]),
+        figures.seconds(one["cpu_seconds"]),
         figures.size(one["peak_bytes"]),
         {True: "yes", False: "NO", None: figures.NOTHING}[one["verified"]],
     ]
@@ -164,6 +174,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--ledger", default="runs")
+    parser.add_argument("--costs", help="ledger of calibrations whose times and memory the table takes")
     parser.add_argument("--known", action="store_true", help="run nothing; show what the ledger has")
     parser.add_argument("recipes", nargs="*", help="default: all built-in ones")
     args = parser.parse_args()
@@ -171,7 +182,7 @@ def main() -> None:
     for recipe in names if not args.known else ():
         measure(recipe, args)
     runs = Ledger(args.ledger).runs()
-    rows = [row(recipe, found(runs, recipe, args)) for recipe in ["bf16", *names]]
+    rows = [row(recipe, found(runs, recipe, args), args.costs) for recipe in ["bf16", *names]]
     machine = next(({"cpu": run.host.cpu, "cores": run.host.cores} for run in runs), {})
     RESULTS.write_text(json.dumps({"model": args.model, "suite": args.suite, "host": machine, "rows": rows}, indent=1))
     text = f"{table(rows)}\n\nServed, of the GPUs of `quantlab ls gpus`:\n\n{serving_table(rows)}"

@@ -17,7 +17,7 @@ from quantlab.worker import Reporter
 from tests.test_calibrate_modelopt import job
 
 Q, UP, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
-NAMES = ("fp8", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4", "int4_awq", "int4", "int2", "awq_folded")
+NAMES = ("fp8", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4", "nvfp4_awq", "int4_awq", "int4", "int2", "awq_folded")
 Made = tuple[CalibrateJob, Calibrated]
 
 
@@ -58,6 +58,7 @@ def test_it_is_what_modelopts_own_arithmetic_gives(made: dict[str, Made], name: 
     kept = probe.load(Path(calibrated.checkpoint.path))
     source = load_file(Path(spec.weights.path) / "model.safetensors")
     moved = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") if "awq" in name or name == "int8_sq" else ()
+    moved += ("down_proj",) if name == "nvfp4_awq" else ()
     for layer, one in found.items():
         if one.kind in moved:
             continue
@@ -71,6 +72,7 @@ def test_precisions_come_in_their_order(made: dict[str, Made]) -> None:
     errors = {name: mean(located(one)) for name, one in made.items()}
     assert 0.002 < errors["int8_sq"] < 0.02 < errors["fp8_rowwise"] < errors["fp8"] * 1.02 < 0.035
     assert 0.07 < errors["nvfp4"] < 0.15
+    assert errors["nvfp4_awq"] == pytest.approx(errors["nvfp4"], rel=0.2)  # up_proj's rows and down_proj's columns too
     assert errors["w4a8_awq"] == pytest.approx(errors["int4_awq"], rel=0.2)
     assert 0.07 < errors["int4"] < 0.15
     assert errors["int4_awq"] == pytest.approx(errors["int4"], rel=0.3)  # what AWQ moved is undone

@@ -28,7 +28,7 @@ Made = tuple[CalibrateJob, Calibrated]
 @pytest.fixture(scope="module")
 def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     found = {}
-    for name in ("fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4"):
+    for name in ("fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4", "nvfp4_awq"):
         spec = job(tiny_model, tmp_path_factory.mktemp(name) / "made", name, kv_cache="none")
         found[name] = (spec, modelopt.run(spec, Reporter()))
     return found
@@ -55,7 +55,9 @@ def damaged(one: Made, into: Path, edit: Callable[[dict[str, Tensor]], object]) 
     return failed(one, into)
 
 
-@pytest.mark.parametrize("name", ["fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4"])
+@pytest.mark.parametrize(
+    "name", ["fp8", "int4_awq", "int4", "fp8_rowwise", "int8_sq", "w4a8_awq", "nvfp4", "nvfp4_awq"]
+)
 def test_a_whole_export_passes(made: dict[str, Made], name: str) -> None:
     assert failed(made[name], Path(made[name][1].checkpoint.path)) == {}
 
@@ -108,6 +110,13 @@ def _scaled(name: str, factor: float) -> Callable[[dict[str, Tensor]], None]:
     return edit
 
 
+def _uneven_rows(tensors: dict[str, Tensor]) -> None:
+    """A factor of down_proj that up_proj's rows did not get: +-20 %, small enough for the rounding error's limit."""
+    scale = tensors[f"{UP}.weight_scale"].float()
+    factor = torch.linspace(0.8, 1.2, len(scale)).unsqueeze(1)
+    tensors[f"{UP}.weight_scale"] = (scale * factor).to(torch.float8_e4m3fn)
+
+
 CASES: list[tuple[str, Callable[[dict[str, Tensor]], object], str, str]] = [
     ("fp8", _scaled(f"{Q}.weight_scale", 0.0), "scales", Q),
     ("fp8", _scaled(f"{Q}.weight_scale", float("nan")), "scales", Q),
@@ -143,6 +152,10 @@ CASES: list[tuple[str, Callable[[dict[str, Tensor]], object], str, str]] = [
     ("nvfp4", _scaled(f"{UP}.weight_scale_2", 1.3), "weights", UP),
     ("nvfp4", _scaled(f"{UP}.input_scale", 0.01), "reopened", UP),
     ("nvfp4", _shift_codes, "weights", DOWN),
+    ("nvfp4_awq", _shift_codes, "weights", "model.layers.1.mlp."),
+    ("nvfp4_awq", _uneven_rows, "weights", UP),
+    ("nvfp4_awq", _swap, "weights", "up_proj"),
+    ("nvfp4_awq", _scaled(f"{UP}.input_scale", 0.01), "reopened", UP),
     ("nvfp4", lambda t: t.pop(f"{UP}.weight_scale_2"), "weights", UP),
     ("int4", lambda t: t.update({f"{DOWN}.pre_quant_scale": torch.ones(256)}), "pre_quant_scale", DOWN),
 ]  # fmt: skip

@@ -143,6 +143,9 @@ def test_what_cannot_be_repaired_is_refused(done: tuple[Repair, Ledger], place: 
     words = dataclasses.replace(ask(place).ask, recipes=("bf16",))
     with pytest.raises(Refused, match="nothing to repair"):
         pipeline.repair(dataclasses.replace(ask(place), ask=words), done[1])
+    words = dataclasses.replace(ask(place).ask, recipes=("nvfp4_awq",))
+    with pytest.raises(Refused, match="from one layer into the next"):
+        pipeline.repair(dataclasses.replace(ask(place), ask=words), done[1])
     with pytest.raises(BadInput, match="says something else"):
         pipeline.repair(ask(place, 5.6), done[1])
 

@@ -4,7 +4,8 @@ Weights, for FP8 and plain int4: round the source again with the exported scale;
 where a tie fell to the other side. AWQ moved a factor s_k per input channel from the weights into the layer before, so
 there is nothing to round again; but column k of the source must still be a multiple of column k of the export, up to
 rounding. The best multiple is s_k = <w_k, q_k> / <q_k, q_k>, and what remains is the rounding error:
-about step / sqrt(12). A layer that holds another layer's weights leaves nearly everything.
+about step / sqrt(12). A layer that holds another layer's weights leaves nearly everything. NVFP4-AWQ also moved a
+factor into the rows of up_proj (fused.py): it is undone with what the columns of down_proj say.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlab.calibrate import codes, probe, tower
+from quantlab.calibrate import codes, fused, probe, tower
 from quantlab.calibrate.blocks import Blocks
 from quantlab.calibrate.exported import Exported
+from quantlab.calibrate.moved import RECIPROCAL
 from quantlab.formats.blocks import passed
 from quantlab.formats.modelopt import open_block, open_model
 from quantlab.formats.readers import reader_of
@@ -83,7 +85,24 @@ def weights(export: Exported) -> Finding:
         odd, least, same = _worst(export.each_layer(lambda layer: codes.share_equal(export, layer)), lowest=True)
         text += f"; {same:.3%} of codes equal to the source rounded again, at least {least:.3%} ({odd})"
         good &= least >= SAME_CODES
+    apart = _apart(export) if export.quantized else {}
+    if apart:
+        odd, most, _ = _worst(apart)
+        text += f"; rows of {len(apart)} layers undo the columns of the next within {most:.1%} ({odd})"
+        good &= most <= RECIPROCAL
     return good, text + "."
+
+
+def _apart(export: Exported) -> dict[str, float]:
+    """Layers with another's factor in their rows -> how badly the two agree."""
+    reader, found = reader_of(export.folder, export.layers), {}
+    for layer in export.layers:
+        moved = fused.rows(export, layer)
+        if moved is not None:
+            source = export.read_source(f"{layer}.weight").float()
+            made = reader.layer(layer, (source.shape[0], source.shape[1])).dense()
+            found[layer] = fused.apart(source, made / moved)
+    return found
 
 
 def _residuals(export: Exported) -> dict[str, float]:
@@ -98,7 +117,9 @@ def _residuals(export: Exported) -> dict[str, float]:
             return probe.distance(source, made)
         if export.format == "int8_sq":
             return _as_stored(export, layer, source)
-        return probe.distance(source, made * (source * made).sum(0) / made.square().sum(0).clamp_min(1e-30))
+        moved = fused.rows(export, layer)
+        made = made if moved is None else made / moved
+        return probe.distance(source, made * fused.best_columns(source, made))
 
     return export.each_layer(residual)
 

@@ -9,7 +9,8 @@ output error   |Wq x - W x| / |W x|, with x what the probe saw at this layer (fo
 
 AWQ multiplies column k of the weight by s_k and the input by 1 / s_k. Where the 1 / s_k lies in the layer's own
 pre_quant_scale, reading the layer undoes it. Where it was folded into the norm before, it is the ratio of the exported
-norm to the source's; that norm is found among the block's by looking which ratio fits the weights.
+norm to the source's; that norm is found among the block's by looking which ratio fits the weights. Where it went into
+the rows of the layer before (NVFP4-AWQ, fused.py), both layers are read without it.
 
 An outlier channel is an input channel whose range is many times the median: one static scale for all of them, as FP8
 has it, leaves the others few codes.
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from quantlab.calibrate import probe
+from quantlab.calibrate import fused, probe
 from quantlab.calibrate.accounting import PARTS, bits_of
 from quantlab.calibrate.exported import Exported
 from quantlab.errors import Broken
@@ -96,13 +97,16 @@ def _damage(
     export: Exported, name: str, made: Tensor, forward: Callable[[Tensor], Tensor], x: Tensor | None
 ) -> LayerDamage:
     source = export.read_source(f"{name}.weight").float()
+    rows = fused.rows(export, name)
+    own = torch.ones(1, 1) if rows is None else rows
+    made = made / own
     factor = _moved(export, name, source, made)
     parts = (export.made.get(f"{name}.{part}") for part in PARTS)
     output_error, outlier, channel = None, None, None
     if x is not None:
         x = x.float()
         with torch.inference_mode():
-            output_error = _finite(name, probe.distance((x / factor) @ source.T, forward(x)))
+            output_error = _finite(name, probe.distance((x / factor) @ source.T, forward(x) / own.T))
         outlier, channel = _outlier(x / factor)
     return LayerDamage(
         layer=name,
@@ -123,7 +127,8 @@ def _finite(name: str, error: float) -> float:
 
 def _moved(export: Exported, name: str, source: Tensor, made: Tensor) -> Tensor:
     """float32 [inputs]: what column k of the export must be multiplied with to stand for the source's column."""
-    return _norm(export, name, source, made)[1]
+    columns = fused.columns(export, name, source, made)
+    return columns if columns is not None else _norm(export, name, source, made)[1]
 
 
 def norm_of(export: Exported, name: str) -> str | None:

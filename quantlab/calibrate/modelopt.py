@@ -33,6 +33,7 @@ from quantlab.calibrate import (
     probe,
     quantizers,
     source,
+    spared,
     unified,
 )
 from quantlab.calibrate.feed import Feed, choose_batch, fed, give_back, placed, return_large
@@ -132,7 +133,8 @@ def run(
 
 
 def _presets() -> dict[str, Any]:
-    import modelopt.torch.quantization as mtq
+    with spared.hidden():  # where a child imports ModelOpt first
+        import modelopt.torch.quantization as mtq
 
     return {name: getattr(mtq, name) for name in dir(mtq) if name.endswith("_CFG")}
 

@@ -28,7 +28,7 @@ from quantlab.records.repair import SearchPoint
 
 PROTOCOL: dict[str, int] = {
     "calibrate": 1,
-    "verify": 3,
+    "verify": 4,
     "inspect": 1,
     "build": 1,
     "canary": 1,

@@ -77,6 +77,11 @@ def check(resolved: Resolved, recipe: Recipe, name: str) -> None:
     if recipe.keep:
         cure = "Repair the recipe that it was made from, with another budget."
         raise Refused("it keeps layers already.", place=place, cure=cure)
+    if recipe.format == "nvfp4_awq":
+        cure = "Repair nvfp4, or keep layers by hand (keep:)."
+        raise Refused(
+            "its export moves scales from one layer into the next, which a mixture would tear.", place=place, cure=cure
+        )
     if resolved.model.modality != "text":
         raise Refused("the search reads text alone.", place=resolved.model.word, cure="Keep layers by hand (keep:).")
     if resolved.ask.engine != "torch":
