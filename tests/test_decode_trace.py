@@ -155,3 +155,52 @@ def test_operators_of_a_cpu_stand_in_for_kernels_without_those_that_called_other
     ]
     found = parser.on_cpu(ops)
     assert [(each.name, each.start, each.end) for each in found] == [("aten::linear", 0, 10), ("aten::copy_", 11, 15)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("triton_red_fused_fused_add_rms_norm_machete_mm_0", "norm"),
+        ("triton_poi_fused_machete_mm_mul_silu_slice_1", "activation"),
+        (
+            "triton_red_fused__to_copy_clamp_cutlass_scaled_mm_fused_add_rms_norm_mul_reciprocal_3",
+            "norm and quantize, fused",
+        ),
+        (
+            "triton_poi_fused__to_copy_clamp_cutlass_scaled_mm_mul_reciprocal_silu_slice_2",
+            "activation and quantize, fused",
+        ),
+        ("triton_poi_fused__to_copy_clamp_cutlass_scaled_mm_mul_reciprocal_view_0", "quantize activations"),
+        ("void cutlass::device_kernel<vllm::cutlass_3x_gemm_sm90_fp8<cutlass::float_e4m3_t>>", "GEMM"),
+        ("void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<machete::MacheteCollectiveMma>>", "GEMM"),
+        ("void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90>>", "attention"),
+        ("nvjet_sm90_tst_64x8_64x16_4x1_v_bz_splitK_TNT", "GEMM"),
+        ("void vllm::reshape_and_cache_flash_kernel<(vllm::Fp8KVCacheDataType)0>", "rope and KV-cache write"),
+    ],
+)
+def test_names_of_a_real_trace(parser: ModuleType, name: str, kind: str) -> None:
+    """Of vLLM 0.24 on an H200: a fused kernel bears the names of the products it feeds and is none."""
+    assert parser.by_name(name) == kind
+
+
+def test_what_lies_between_the_products_of_a_layer(parser: ModuleType) -> None:
+    """A kernel without a telling name between qkv and attention is rope; a fill before a product is its workspace."""
+    names = [
+        "gemm_head",
+        "triton_red_fused_rms_norm_0",
+        "gemm_qkv",
+        "triton_poi_fused_3",
+        "flash_fwd",
+        "Memset (Device)",
+        "gemm_o",
+    ]
+    names += ["gemm_gate", "gemm_down", "gemm_head"]
+    took = {"gemm_head": 9.0}
+    events, at = [], 0.0
+    for name in names:
+        events.append(parser.Event(name, at, at + took.get(name, 1.0), copies=name.startswith("Mem")))
+        at = events[-1].end
+    parser.classify(events)
+    kinds = [event.kind for event in events]
+    assert kinds[2:7] == ["GEMM qkv_proj", "rope and KV-cache write", "attention", parser.WORKSPACE, "GEMM o_proj"]
+    assert kinds[7:] == ["GEMM gate_up_proj", "GEMM down_proj", parser.HEAD]

@@ -34,20 +34,27 @@ NAMED = (
         "rope and KV-cache write",
         r"reshape_and_cache|concat_and_cache|rotary|rope(?!r)|triton_\w*fused(?!\w*rsqrt)\w*_cat_",
     ),
+    ("norm and quantize, fused", r"triton_\w*(norm(?!al)|rsqrt)\w*clamp|triton_\w*clamp\w*(norm(?!al)|rsqrt)"),
+    ("activation and quantize, fused", r"triton_\w*silu\w*clamp|triton_\w*clamp\w*silu"),
+    ("quantize activations", r"triton_\w*clamp"),
+    ("norm", r"triton_\w*(norm(?!al)|rsqrt)"),
+    ("activation", r"triton_\w*silu"),
     (ATTENTION, r"flash|fmha|attention|attn|paged|prepare_varlen|cascade"),
     (
         "GEMM",
         r"gemm|gemv|nvjet|cutlass|machete|marlin|splitk|scaled_mm|xmma|wgmma|wvsplit|aten::(linear|mm|addmm|matmul)\b",
     ),
-    ("norm and quantize, fused", r"norm(?!al)\w*quant|triton_\w*(rsqrt\w*clamp|clamp\w*rsqrt)"),
-    ("activation and quantize, fused", r"(silu|act_and_mul)\w*quant|triton_\w*(silu\w*clamp|clamp\w*silu)"),
-    ("quantize activations", r"quant|float8|fp8|triton_\w*clamp"),
+    ("norm and quantize, fused", r"norm(?!al)\w*quant"),
+    ("activation and quantize, fused", r"(silu|act_and_mul)\w*quant"),
+    ("quantize activations", r"quant|float8|fp8"),
     ("norm", r"norm(?!al)|rsqrt"),
     ("activation", r"silu|swiglu|gelu|act_and_mul|sigmoid"),
     ("sampling and logits", r"argmax|softmax|topk|sampl|multinomial|sort"),
 )
-"""Class -> names, in this order: FlashAttention 3 is a cutlass::device_kernel, and a fused norm has both words."""
-AFTER, BEFORE = "sampling and logits", "inputs of the step"
+"""Class -> names, in this order: FlashAttention 3 is a cutlass::device_kernel, a fused norm has both words, and
+Inductor names a fused kernel after its neighbours too (triton_red_fused_fused_add_rms_norm_machete_mm_0 is a norm)."""
+ROPE, AFTER, BEFORE = "rope and KV-cache write", "sampling and logits", "inputs of the step"
+WORKSPACE = "workspace of products, set to zero"
 REDUCES = re.compile(r"splitk\w*reduce|reduce\w*splitk|reduce_kernel", re.I)
 PLANS = re.compile(r"prepare|schedul|metadata", re.I)
 """Kernels of attention that run once a step, before the first layer."""
@@ -159,12 +166,8 @@ def classify(events: Sequence[Event]) -> list[int]:
 
 def _places(events: Sequence[Event], heads: set[int]) -> None:
     """Classes that need the place in the step: which layer a product is of, and what generic kernels are for."""
-    last, since, after, step = (
-        OTHER_GEMM,
-        None,
-        False,
-        None,
-    )  # products since the last attention; behind the head, before the next step
+    last, after, step = OTHER_GEMM, False, None  # after: behind the head and before the next step
+    since: int | None = None  # products since the last attention
     for place, event in enumerate(events):
         if place in heads:
             event.kind, since, after, step = HEAD, len(ORDER) - 1, True, event.step
@@ -175,8 +178,12 @@ def _places(events: Sequence[Event], heads: set[int]) -> None:
             since, after, step = None if since is None else since + 1, False, None
         elif event.kind == ATTENTION and not PLANS.search(event.name):
             since = 0
-        elif event.kind == OTHER and (after or event.copies):
-            event.kind = AFTER if after and event.step == step else BEFORE
+        elif event.kind == OTHER and after:
+            event.kind = AFTER if event.step == step else BEFORE
+        elif event.kind == OTHER and event.copies:
+            event.kind = WORKSPACE if since is not None else BEFORE
+        elif event.kind == OTHER and since == len(ORDER) and event.name.startswith("triton_"):
+            event.kind = ROPE  # between q, k, v and attention; Inductor gave it no telling name
         last = event.kind if event.kind.startswith("GEMM") else last
 
 
