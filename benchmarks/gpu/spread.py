@@ -1,13 +1,13 @@
 """One checkpoint calibrated on one GPU and again with its blocks on two: is every exported tensor the same?
 
-    python benchmarks/gpu/spread.py WORK/3b OUT.json [--recipe fp8] [--gpus 2] [--samples 4] [--length 256]
+    python benchmarks/gpu/spread.py WORK/3b OUT.json [--recipe fp8] [--gpus 2] [--samples 16] [--length 512]
     python benchmarks/gpu/spread.py FOLDER OUT.json --rehearse      the same under accelerate's hooks on a CPU
 
 Each calibration is a child of its own, through quantlab's calibrate stage. Reported: exported tensors and how many of
 them differ (and by how much), wall seconds of the child's work and of ModelOpt's step, peak allocated memory of each
 GPU beside what `plan` predicts for it. The same batch is forced on both, because AWQ's search over another batch is
-another search. Exit code 1 where a tensor differs. 4 samples of 256 tokens keep each child short: AWQ's search over
-8,192 tokens took 77.5 s of a 3B on an H100.
+another search. Exit code 1 where a tensor differs. With 16 samples of 512 tokens a child took 31 to 41 s for a 3B
+on H200s, most of it reading and writing.
 
 What a user does, with the same model in WORK/3b, is the second proof; its log and record say what lay where:
 
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--recipe", action="append", dest="recipes", help="fp8 and int4_awq unless named")
     parser.add_argument("--gpus", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rehearse", action="store_true")
     words = parser.parse_args()
     found: dict[str, Any] = {"date": dt.date.today().isoformat(), "model": words.model.name, "on": machine(words)}
