@@ -5,7 +5,8 @@ memory; by load where limits are given and loads were measured (byload.py), else
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from quantlab.decide import carried, words
@@ -15,7 +16,7 @@ from quantlab.decide.byload import Sweeps, judged, sweeps
 from quantlab.decide.draws import stability
 from quantlab.decide.evidence import Evidence, group_of
 from quantlab.decide.options import Option, Setting, options, setting
-from quantlab.decide.standing import Standing, apart, batches, by_accuracy_and_memory, rank, stand
+from quantlab.decide.standing import Field, Standing, apart, batches, by_accuracy_and_memory, rank, stand
 from quantlab.decide.users import users
 from quantlab.predict import Prediction, crossover
 
@@ -31,23 +32,12 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
         An answer in every case; `choice` is None where the limits exclude everything, and `relax` says which to relax.
     """
     where = setting(asked, evidence)
-    every = options(asked, evidence, where)
-    sweep = sweeps(asked, evidence, where, every)
-    if isinstance(sweep, Sweeps):
-        every = judged(asked, sweep, every)
-    by_load = sweep if isinstance(sweep, Sweeps) else None
-    named = {each.name: each for each in every}
-    fields = [
-        each._replace(option=named[each.option.name])
-        for each in (by_load.fields if by_load else [batches(each) for each in every if not each.barred])
-    ]
-    standings = {each.option.name: found for each in fields if (found := stand(asked, each)) is not None}
-    order = rank(asked, standings.values())
-    choice, second = (order[place].option if len(order) > place else None for place in (0, 1))
+    known = _ranked(asked, evidence, where, options(asked, evidence, where))
+    every, by_load, order = known.every, known.by_load, known.order
+    choice, second = known.place(0), known.place(1)
     pairs = _pairs([each for each in every if each.speeds and each.plan.fits])
     by_batch = _by_batch(asked, [each for each in every if not each.barred], choice)
-    sure = stability(asked, fields, choice) if choice and len(fields) > 1 else None
-    why = "" if isinstance(sweep, Sweeps) else sweep
+    said = words.sentence(asked, every, choice, by_batch)
     return Recommendation(
         model=asked.model.word,
         gpu=asked.gpu.word,
@@ -58,20 +48,50 @@ def recommend(asked: Asked, evidence: Evidence) -> Recommendation:
         ranked_by=by_load.said if by_load else "static batches",
         choice=choice.name if choice else None,
         runner_up=second.name if second else None,
-        sentence=carried.sentence(asked, by_load, order, every)
-        if by_load
-        else words.sentence(asked, every, choice, by_batch),
+        sentence=carried.sentence(asked, by_load, order, every) if by_load else said,
         by_batch=tuple(by_batch),
-        rows=tuple(
-            _row(asked, each, order, standings, by_load, _users(asked, evidence, where, each)) for each in every
-        ),
+        rows=tuple(_row(asked, each, known, _users(asked, evidence, where, each)) for each in every),
         crossovers=tuple(pairs),
-        stability=sure,
+        stability=stability(asked, known.fields, choice) if choice and len(known.fields) > 1 else None,
         relax=tuple(words.relax(asked, every, by_load)) if choice is None else (),
-        missing=tuple(words.missing(asked, evidence, where, every, why)),
-        next_steps=tuple(words.next_steps(asked, where, every, choice, second, pairs, why)),
+        missing=tuple(words.missing(asked, evidence, where, every, known.fallback)),
+        next_steps=tuple(words.next_steps(asked, where, every, choice, second, pairs, known.fallback)),
         assumptions=tuple(words.assumptions(asked, every)),
     )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All options, and the order of those that can be chosen."""
+
+    every: Sequence[Option]
+    by_load: Sweeps | None
+    """None: by static batches."""
+    fallback: str
+    """Why static batches decide although loads were asked for."""
+    fields: Sequence[Field]
+    """Of every option that measurements could make the choice."""
+    order: Sequence[Standing]
+    """Best first."""
+
+    def place(self, number: int) -> Option | None:
+        return self.order[number].option if len(self.order) > number else None
+
+    def standing(self, name: str) -> Standing | None:
+        return next((each for each in self.order if each.option.name == name), None)
+
+
+def _ranked(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Option]) -> Ranking:
+    found = sweeps(asked, evidence, where, every)
+    if isinstance(found, str):
+        by_load, fallback, fields = None, found, [batches(each) for each in every if not each.barred]
+    else:
+        every = judged(asked, found, every)
+        named = {each.name: each for each in every}
+        by_load, fallback = found, ""
+        fields = [each._replace(option=named[each.option.name]) for each in found.fields]
+    standings = [standing for each in fields if (standing := stand(asked, each)) is not None]
+    return Ranking(every, by_load, fallback, fields, rank(asked, standings))
 
 
 def _by_batch(asked: Asked, able: Sequence[Option], choice: Option | None) -> list[AtBatch]:
@@ -122,19 +142,14 @@ def _users(asked: Asked, evidence: Evidence, where: Setting, option: Option) -> 
     return () if asked.images else users(asked, evidence.loads, option.name, where.engine, here)
 
 
-def _row(
-    asked: Asked,
-    option: Option,
-    order: Sequence[Standing],
-    standings: Mapping[str, Standing],
-    by_load: Sweeps | None,
-    swept: tuple[Users, ...],
-) -> Row:
+def _row(asked: Asked, option: Option, known: Ranking, swept: tuple[Users, ...]) -> Row:
     static = stand(asked, batches(option))
     batch = static.at.size if static else None
     speed = option.speeds[batch] if batch is not None else None
-    own, ahead = standings.get(option.name), order[0] if order else None
-    choice, second = (order[place].option if len(order) > place else None for place in (0, 1))
+    by_load, own = known.by_load, known.standing(option.name)
+    ahead = known.order[0] if known.order else None
+    choice, second = known.place(0), known.place(1)
+    why = carried.why if by_load else words.why
     status = "chosen" if option is choice else "runner-up" if option is second else "lost"
     held = option.plan.footprint
     speeds = tuple(_speed(each, found, option.over.get(each, "")) for each, found in option.speeds.items())
@@ -145,7 +160,7 @@ def _row(
     return Row(
         recipe=option.name,
         status=status,
-        why=carried.why(asked, option, own, ahead) if by_load else words.why(asked, option, own, ahead),
+        why=why(asked, option, own, ahead),
         memory_bytes=option.memory(asked.context, batch or min(asked.batches)) if held else None,
         weights_bytes=held.weights if held else None,
         at=next((each for each in speeds if each.batch == batch), None),
