@@ -13,6 +13,7 @@ from quantlab.catalog import Datasheet, Published
 from quantlab.engines import ENGINES
 from quantlab.errors import BadInput
 from quantlab.records import Model, Recipe
+from quantlab.score.limits import Limits
 
 OBJECTIVES = ("throughput", "latency", "memory", "energy", "cost")
 BY = ("load", "batch")
@@ -57,9 +58,13 @@ class Asked:
     """load or batch: what options are ranked by. None: by load where there are limits of what users feel."""
 
     @property
+    def limits(self) -> Limits:
+        return Limits(self.ttft, self.tpot)
+
+    @property
     def limited(self) -> bool:
         """There is a limit of what users feel."""
-        return self.ttft is not None or self.tpot is not None
+        return self.limits != Limits()
 
     @property
     def baseline(self) -> str:

@@ -16,7 +16,7 @@ from quantlab.decide.asked import Asked
 from quantlab.decide.draws import tail_error
 from quantlab.decide.evidence import Evidence, group_of
 from quantlab.decide.options import Option, Setting
-from quantlab.decide.standing import Field, Place, breaks, stand
+from quantlab.decide.standing import Field, Place, stand
 from quantlab.decide.users import KINDS, Loaded, own
 from quantlab.predict import Prediction
 from quantlab.predict.bands import LEAST_ERROR
@@ -78,7 +78,9 @@ def judged(asked: Asked, sweep: Sweeps, every: Sequence[Option]) -> list[Option]
 def _lost(asked: Asked, field: Field) -> str:
     if stand(asked, field) is not None:
         return ""
-    said = next((found for each in field.places if (found := breaks(asked, each, unknown=True))), "")
+    said = next(
+        (found for each in field.places if (found := asked.limits.breaks(each.first, each.step, unknown=True))), ""
+    )
     return f"not one of the loads that all were measured at is within the limits: {said}"
 
 

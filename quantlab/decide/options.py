@@ -127,7 +127,8 @@ def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe:
     unservable = _unservable(plan, where.engine, recipe.format)
     fitting = [cell.batch for cell in plan.cells if cell.fits and not unservable]
     speeds, unknown = _speeds(asked, evidence.cells, where, plan, name, recipe, fitting, times)
-    over = {batch: said for batch, speed in speeds.items() if (said := _over(asked, speed))}
+    seconds = {batch: (speed.first_seconds, speed.step_seconds) for batch, speed in speeds.items()}
+    over = {batch: said for batch, each in seconds.items() if (said := asked.limits.breaks(*each))}
     shown = BASELINE if name == asked.baseline else evidence.accuracy.get(name)
     lost = unservable or _loses(asked, shown)
     unproven = False
@@ -174,14 +175,6 @@ def _speeds(
         else:
             unknown.append(found)
     return speeds, list(dict.fromkeys(unknown))
-
-
-def _over(asked: Asked, speed: Prediction) -> str:
-    """Which limit the point estimate breaks, and by how much. An unknown time breaks none; the answer says so."""
-    for word, limit, value in (("ttft", asked.ttft, speed.first_seconds), ("tpot", asked.tpot, speed.step_seconds)):
-        if limit is not None and value is not None and value > limit:
-            return f"{word} {value * 1e3:.3g} ms is above {limit * 1e3:.3g} ms"
-    return ""
 
 
 def _unservable(plan: GpuPlan, engine: str, recipe_format: str) -> str:

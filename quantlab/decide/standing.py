@@ -81,12 +81,12 @@ def stand(asked: Asked, field: Field, places: Sequence[Place] | None = None) -> 
     """
     given = field.places if places is None else places
     if not field.loads:
-        within = [each for each in given if not breaks(asked, each)]
+        within = [each for each in given if not asked.limits.breaks(each.first, each.step)]
         if not within:
             return None
         at = within[0] if asked.objective in ("latency", "memory") else max(within, key=lambda each: each.rate)
         return Standing(field.option, at, 0, field.option.memory(asked.context, at.size))
-    held = takewhile(lambda each: not breaks(asked, each, unknown=True), given)
+    held = takewhile(lambda each: not asked.limits.breaks(each.first, each.step, unknown=True), given)
     within = [each for each in held if each.counted]
     return _under_load(asked, field.option, within) if within else None
 
@@ -98,22 +98,6 @@ def _under_load(asked: Asked, option: Option, within: Sequence[Place]) -> Standi
     if asked.limited:
         return Standing(option, within[-1], within[-1].size, least)
     return Standing(option, max(within, key=lambda each: each.rate), 0, least)
-
-
-def breaks(asked: Asked, place: Place, *, unknown: bool = False) -> str:
-    """Which limit a place breaks, and by how much.
-
-    Args:
-        unknown: a time that is not known breaks its limit.
-    """
-    for word, limit, value in (("ttft", asked.ttft, place.first), ("tpot", asked.tpot, place.step)):
-        if limit is None:
-            continue
-        if value is None and unknown:
-            return f"its {word} is not known"
-        if value is not None and value > limit:
-            return f"{word} {value * 1e3:.3g} ms is above {limit * 1e3:.3g} ms"
-    return ""
 
 
 def winner(asked: Asked, here: Sequence[Standing]) -> Standing:

@@ -98,14 +98,8 @@ def _words(
 
 def _over(asked: Asked, cell: LoadCell) -> str:
     """Which limit the p90 breaks. A time that nobody kept holds no limit."""
-    for word, limit, times in (("ttft", asked.ttft, cell.ttft), ("tpot", asked.tpot, cell.tpot)):
-        if limit is None:
-            continue
-        if times is None:
-            return f"its {word} is not known"
-        if times.p90 > limit:
-            return f"{word} {times.p90 * 1e3:.3g} ms is above {limit * 1e3:.3g} ms"
-    return ""
+    times = (None if each is None else each.p90 for each in (cell.ttft, cell.tpot))
+    return asked.limits.breaks(*times, unknown=True)
 
 
 def _rate(cell: LoadCell) -> float:
