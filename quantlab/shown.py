@@ -75,12 +75,15 @@ def recommendation(found: Recommendation) -> str:
     """The answer, a row a precision with what its speed stands on, who wins at which batch, and what is not known."""
     from quantlab.decide.explain import how_stable
 
+    spoken = f"Ranked by: {found.ranked_by}. Speeds of static batches: {found.workload}."
+    loads = [_load(row) for row in found.rows if row.load]
     sure = [] if found.stability is None else [how_stable(found)]
     heads = ("recipe", "", "tokens/s [80 %]", "batch", "known by", "memory", "points lost", "$ / million", "why")
     return _block(
         _bold(found.sentence),
-        _small(f"{found.engine} on {found.tp} x {found.gpu}, for {found.objective}. Speeds: {found.workload}."),
+        _small(f"{found.engine} on {found.tp} x {found.gpu}, for {found.objective}. {spoken}"),
         table(heads, [_row(each) for each in found.rows], numbers=(2, 3, 5, 6, 7)),
+        table(("recipe", "users", "tokens/s", "$ / user and hour"), loads, numbers=(1, 2, 3)) if loads else "",
         table(("batch", "ahead", "tied with it"), _by_batch(found)) if found.by_batch else "",
         *(_small(each) for each in (*(pair.sentence for pair in found.crossovers), *sure)),
         *(
@@ -114,6 +117,13 @@ def _row(row: Row) -> Cells:
         f"{row.dollars_per_million:.3g}" if row.dollars_per_million else "",
         row.why,
     )
+
+
+def _load(row: Row) -> Cells:
+    found = row.load
+    assert found is not None, "asked for by the caller"
+    rent = f"{found.dollars_per_user_hour:.3g}" if found.dollars_per_user_hour else ""
+    return row.recipe, f"{found.users:,}", f"{found.tokens_per_second:,.0f}", rent
 
 
 def _by_batch(found: Recommendation) -> list[Cells]:

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from quantlab.records import Candidate, Knee, LoadCell, Number, Percentiles, Run
-from quantlab.report import figures, load, to_html, to_markdown
+from quantlab.report import figures, load, to_html, to_markdown, users
 from quantlab.report.rows import rows
+from quantlab.score.limits import Limits
 from tests.report_runs import HOSTILE, bare, demo, gpu
 from tests.test_report import Page, screen
 
@@ -81,3 +82,42 @@ def test_other_peoples_words_are_inert() -> None:
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert "\x1b" not in screen(run, 100, force_terminal=False)
+
+
+def test_users_within_usual_limits_are_on_both_pages() -> None:
+    """20 ms a token up to 4, 60 up to 16: quick ends at 1 by the first token, chat at 4, patient is not reached."""
+
+    def timed(load: int, first: float, step: float, mode: str = "offline", **fields: object) -> LoadCell:
+        def times(p90: float) -> Percentiles:
+            return Percentiles(p50=p90 / 2, p90=p90, p99=p90 * 9)
+
+        return cell(load, mode, **{"ttft": times(first), "tpot": times(step), **fields})
+
+    unkept = timed(1, 0.1, 0.01, "served", tpot=None)
+    bad = timed(2, 9.0, 9.0, valid=False, reason="the load was not kept")
+    run = swept(gpu(), timed(16, 0.3, 0.06), timed(1, 0.2, 0.02), timed(4, 0.25, 0.02), bad, unkept)
+    body = [line for line in users.body(rows(run)) if line[0] == "bf16"]
+    assert body[0] == (
+        "bf16",
+        "offline",
+        "512",
+        "128",
+        "1 at 100 tokens/s",
+        "4 at 400 tokens/s",
+        "16 or more at 1,600 tokens/s",
+    )
+    assert len(body) == 1, "where no time per token was kept, nothing is said"
+    for face in (Page(to_html(run)).text, to_markdown(run)):
+        assert "16 or more at 1,600 tokens/s" in face
+        assert "Users within limits" in face
+    ((_, _, each),) = load.charts(run, rows(run))
+    assert each.title == "Time per further token, 512 in, 128 out"
+    assert users.body(rows(demo())) == []
+    assert "Users within limits" not in to_markdown(demo()) + to_html(demo())
+
+
+def test_users_are_those_that_recommend_counts() -> None:
+    """One rule on both sides: a load between that breaks ends the count."""
+    held = users.carried([cell(1), cell(4, ttft=Percentiles(p50=1.0, p90=2.0, p99=3.0)), cell(16)], Limits(ttft=0.5))
+    assert held is not None
+    assert held.concurrency == 1

@@ -15,6 +15,11 @@ import click
 @click.option("--max-drop", type=float, default=1.0, show_default=True, help="Accepted loss of accuracy in points.")
 @click.option("--ttft", help="Limit of the time to the first token: 200ms.")
 @click.option("--tpot", help="Limit of the time per output token: 20ms.")
+@click.option(
+    "--by",
+    type=click.Choice(["load", "batch"]),
+    help="Rank by measured loads (users within the limits) or static batches; default: by load with --ttft or --tpot.",
+)
 @click.option("--context", default="8192", show_default=True, help="Tokens of a sequence, for the memory.")
 @click.option("--batch", default="1..64", show_default=True, help="Sequences at once: 8, or 1..64.")
 @click.option("--tp", type=click.IntRange(1, 64), default=1, show_default=True, help="GPUs that share each layer.")

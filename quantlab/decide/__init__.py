@@ -3,7 +3,10 @@
     asked     the question in words, resolved to records
     evidence  ledgers and published tables -> cells for `predict`, accuracy by recipe, and what could not be used
     options   every recipe held against memory, hardware, engine, accuracy and limits
-    choose    the choice, the runner-up, crossovers, how often the answer would be the same
+    standing  where an option stands (its best batch, or the load it carries) and who is ahead: one rule
+    byload    loads of a running engine as what is ranked, where all options have them; `carried` says it in words
+    draws     how often the answer would be the same
+    choose    the choice, the runner-up, crossovers
     answer    the records of the answer
     explain   the answer as text
 

@@ -52,6 +52,32 @@ class Users(Answer, frozen=True, kw_only=True):
     sentence: str
 
 
+class Carried(Answer, frozen=True, kw_only=True):
+    """Where one recipe stands in a ranking by load."""
+
+    kind: str
+    """served or in flight."""
+    isl: int
+    osl: int
+    loads: tuple[int, ...]
+    """At which every ranked recipe was measured: users are counted at these only."""
+    users: int
+    """Largest of these up to which every measured load is within the limits; without limits, the load that suits the
+    objective best."""
+    users_per_gpu: float
+    tokens_per_second: float
+    """Of all users."""
+    low: float
+    high: float
+    """About 80 %."""
+    ttft_p90: float | None
+    """Seconds."""
+    tpot_p90: float | None
+    """Seconds."""
+    dollars_per_user_hour: float | None
+    """Rent of all GPUs for an hour, over the users."""
+
+
 class Row(Answer, frozen=True, kw_only=True):
     """One recipe."""
 
@@ -69,6 +95,8 @@ class Row(Answer, frozen=True, kw_only=True):
     """Of static batches."""
     users: tuple[Users, ...] = ()
     """Of requests in flight and served, where they were measured on this GPU with this engine."""
+    load: Carried | None = None
+    """Where the ranking was by load, and it stands."""
     drop: float | None = None
     """Points lost against the baseline; None where not shown."""
     drop_low: float | None = None
@@ -115,6 +143,8 @@ class Recommendation(Answer, frozen=True, kw_only=True):
     objective: str
     workload: str
     """Lengths that the speeds are for, and the context that the memory is for."""
+    ranked_by: str
+    """static batches, or how the loads were measured."""
     choice: str | None
     runner_up: str | None
     sentence: str

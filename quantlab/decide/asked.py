@@ -13,8 +13,11 @@ from quantlab.catalog import Datasheet, Published
 from quantlab.engines import ENGINES
 from quantlab.errors import BadInput
 from quantlab.records import Model, Recipe
+from quantlab.score.limits import Limits
 
 OBJECTIVES = ("throughput", "latency", "memory", "energy", "cost")
+BY = ("load", "batch")
+"""What options can be ranked by."""
 USUAL = ("bf16", "fp8", "int4_awq")
 """Recipes that are always weighed; the first is the baseline."""
 
@@ -51,6 +54,17 @@ class Asked:
     """Dollars an hour of one GPU."""
     images: int = 0
     """Images of a sequence, of four tiles each."""
+    by: str | None = None
+    """load or batch: what options are ranked by. None: by load where there are limits of what users feel."""
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.ttft, self.tpot)
+
+    @property
+    def limited(self) -> bool:
+        """There is a limit of what users feel."""
+        return self.limits != Limits()
 
     @property
     def baseline(self) -> str:
@@ -77,6 +91,7 @@ class Words:
     unproven: bool = False
     price: float | None = None
     images: int = 0
+    by: str | None = None
 
 
 def resolve(words: Words, published: Published) -> Asked:
@@ -114,6 +129,7 @@ def resolve(words: Words, published: Published) -> Asked:
         unproven=words.unproven,
         price=words.price,
         images=_images(words.images, model),
+        by=words.by,
     )
 
 
@@ -131,6 +147,8 @@ def _check(words: Words) -> None:
         hint = f"Did you mean {close[0]!r}? " if close else ""
         cure = f"{hint}Objectives: {', '.join(OBJECTIVES)}."
         raise BadInput(f"no objective {words.objective!r}.", place="--objective", cure=cure)
+    if words.by not in (None, *BY):
+        raise BadInput(f"nothing is ranked by {words.by!r}.", place="--by", cure=f"Write {' or '.join(BY)}.")
     if not (math.isfinite(words.max_drop) and 0 <= words.max_drop < 100):
         raise BadInput(f"a loss of {words.max_drop:g} points is not between 0 and 100.", place="--max-drop")
     if words.price is not None and not (math.isfinite(words.price) and words.price > 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from quantlab.decide.answer import Recommendation, Row, Speed
+from quantlab.decide.answer import Carried, Recommendation, Row, Speed
 from quantlab.decide.options import BASELINE
 from quantlab.serving import gb
 
@@ -21,7 +21,7 @@ def how_stable(found: Recommendation) -> str:
 
 def explain(found: Recommendation) -> list[str]:
     """Lines for a terminal of 120 columns."""
-    lines = [found.sentence, f"Speeds: {found.workload}.", ""]
+    lines = [found.sentence, f"Ranked by: {found.ranked_by}. Speeds of static batches: {found.workload}.", ""]
     for row in found.rows:
         lines += _row(row)
     lines += ["", *_by_batch(found), *(each.sentence for each in found.crossovers)]
@@ -43,6 +43,8 @@ def _row(row: Row) -> Iterator[str]:
     yield f"{row.recipe}: {row.status}: {row.why}"
     if row.at is not None:
         yield f"    static batch: {_speed(row.at)}"
+    if row.load is not None:
+        yield f"    ranked: {_load(row.load)}"
     yield from (f"    {each.sentence}" for each in row.users)
     figures = []
     if row.memory_bytes and row.weights_bytes:
@@ -56,6 +58,16 @@ def _row(row: Row) -> Iterator[str]:
         figures.append(f"${row.dollars_per_million:.3g} a million tokens")
     if figures:
         yield f"    {'; '.join(figures)}"
+
+
+def _load(load: Carried) -> str:
+    times = [("first", load.ttft_p90), ("a token", load.tpot_p90)]
+    said = [f"{name} {_time(value)}" for name, value in times if value is not None]
+    paid = f", ${load.dollars_per_user_hour:.3g} a user and hour" if load.dollars_per_user_hour else ""
+    return (
+        f"{load.users} users, {load.users_per_gpu:.4g} a GPU{paid}: {load.tokens_per_second:,.0f} tokens/s "
+        f"[{load.low:,.0f}, {load.high:,.0f}]{', p90 ' + ', '.join(said) if said else ''}"
+    )
 
 
 def _speed(speed: Speed) -> str:
@@ -77,4 +89,4 @@ def _by_batch(found: Recommendation) -> Iterator[str]:
         batches = [each.batch for each in same]
         ends = f"{batches[0]}" if len(batches) == 1 else f"{batches[0]} to {batches[-1]}"
         tie = f" (tied with {', '.join(ties)})" if ties else ""
-        yield f"Batch {ends}: {recipe}{tie}"
+        yield f"Static batch {ends}: {recipe}{tie}"

@@ -37,13 +37,15 @@ class Option:
     """Why no speed could be said, each reason once."""
     accuracy: Shown | None
     lost: str
-    """Why it cannot be chosen whatever its speed; empty: it can."""
+    """Why it cannot be chosen; empty: it can."""
     unproven: bool = False
     """Nothing but the missing proof of its accuracy stands against it."""
     servable: bool = True
     """It fits, and hardware and engine compute it; speeds of what cannot be served are not asked for."""
     images: int = USUAL_IMAGES
     """Of a sequence, for its memory."""
+    barred: str = ""
+    """Why no speed could make it the choice: memory, hardware, engine or accuracy; empty: one could."""
     by_joules: bool = False
     """The objective is energy, and every option that can be chosen has measured some."""
 
@@ -54,12 +56,17 @@ class Option:
 
     @property
     def merits(self) -> dict[int, Prediction]:
+        """`ranked`, of batches within all limits."""
+        return {batch: merit for batch, merit in self.ranked.items() if batch not in self.over}
+
+    @property
+    def ranked(self) -> dict[int, Prediction]:
         """What options are ranked by: tokens a second, or tokens a joule where all of them have measured energy."""
         if not self.by_joules:
-            return self.usable
+            return self.speeds
         return {
             batch: replace(speed, tokens_per_second=1 / joules, low=0.95 / joules, high=1.05 / joules)
-            for batch, speed in self.usable.items()
+            for batch, speed in self.speeds.items()
             if (joules := speed.joules_per_token)
         }
 
@@ -88,9 +95,11 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
     alike = [cell for cell in evidence.cells if bool(cell.point.images) == bool(asked.images)] or evidence.cells
     near = [cell for cell in alike if cell.format in names and cell.engine not in refused]
     own = [cell for cell in near if cell.group == here]
+    loaded = [(each.engine, each.recipe) for each in evidence.loads if each.group == here and each.recipe in names]
+    loaded = [pair for pair in loaded if pair[0] not in refused]
     ours = [cell for cell in near if cell.engine in ENGINES]
     for known, where in ((own, "measured for this model on this GPU"), (ours, "measured elsewhere only")):
-        engine = asked.engine or _most([(cell.engine, cell.format) for cell in known])
+        engine = asked.engine or _most([*((cell.engine, cell.format) for cell in known), *loaded])
         mine = [cell for cell in known if cell.engine == engine]
         if mine and engine:
             lengths = asked.lengths or _usual_lengths(mine, asked.context)
@@ -98,7 +107,7 @@ def setting(asked: Asked, evidence: Evidence) -> Setting:
                 return Setting(engine, lengths, where)
     lengths = asked.lengths or _within(USUAL_LENGTHS, asked.context)
     usual = next((each for each in USUAL_ENGINES if each not in refused), USUAL_ENGINES[0])
-    return Setting(asked.engine or usual, lengths, "nothing measured: data sheet and literature only")
+    return Setting(asked.engine or _most(loaded) or usual, lengths, "nothing measured: data sheet and literature only")
 
 
 def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:
@@ -107,7 +116,7 @@ def options(asked: Asked, evidence: Evidence, where: Setting) -> list[Option]:
     found = [_option(asked, evidence, where, name, recipe, times) for name, recipe in asked.recipes]
     able = [each for each in found if not each.lost]
     measured = all(any(speed.joules_per_token for speed in each.usable.values()) for each in able)
-    return [replace(each, by_joules=asked.objective == "energy" and measured and not each.lost) for each in found]
+    return [replace(each, by_joules=asked.objective == "energy" and measured and not each.barred) for each in found]
 
 
 def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe: Recipe, times: Times) -> Option:
@@ -118,17 +127,20 @@ def _option(asked: Asked, evidence: Evidence, where: Setting, name: str, recipe:
     unservable = _unservable(plan, where.engine, recipe.format)
     fitting = [cell.batch for cell in plan.cells if cell.fits and not unservable]
     speeds, unknown = _speeds(asked, evidence.cells, where, plan, name, recipe, fitting, times)
-    over = {batch: said for batch, speed in speeds.items() if (said := _over(asked, speed))}
+    seconds = {batch: (speed.first_seconds, speed.step_seconds) for batch, speed in speeds.items()}
+    over = {batch: said for batch, each in seconds.items() if (said := asked.limits.breaks(*each))}
     shown = BASELINE if name == asked.baseline else evidence.accuracy.get(name)
     lost = unservable or _loses(asked, shown)
     unproven = False
     if not lost and shown is None:
         unproven, lost = True, "" if asked.unproven else "its accuracy was not shown for this model"
+    barred = lost
     if not lost and not set(speeds) - set(over):
         worst = over[min(over)] if over else ""
         lost = f"no batch is within the limits: {worst}" if over else f"its speed is not known: {'; '.join(unknown)}"
         unproven = False
-    return Option(name, recipe, plan, speeds, over, tuple(unknown), shown, lost, unproven, not unservable, images)
+    servable = not unservable
+    return Option(name, recipe, plan, speeds, over, tuple(unknown), shown, lost, unproven, servable, images, barred)
 
 
 def _speeds(
@@ -163,14 +175,6 @@ def _speeds(
         else:
             unknown.append(found)
     return speeds, list(dict.fromkeys(unknown))
-
-
-def _over(asked: Asked, speed: Prediction) -> str:
-    """Which limit the point estimate breaks, and by how much. An unknown time breaks none; the answer says so."""
-    for word, limit, value in (("ttft", asked.ttft, speed.first_seconds), ("tpot", asked.tpot, speed.step_seconds)):
-        if limit is not None and value is not None and value > limit:
-            return f"{word} {value * 1e3:.3g} ms is above {limit * 1e3:.3g} ms"
-    return ""
 
 
 def _unservable(plan: GpuPlan, engine: str, recipe_format: str) -> str:

@@ -34,16 +34,21 @@ class Loaded:
 
 def users(asked: Asked, known: Sequence[Loaded], recipe: str, engine: str, group: str) -> tuple[Users, ...]:
     """What each kind of sweep says of a recipe, a line a pair of lengths; of two cells of one load the later counts."""
-    own = [each for each in known if (each.recipe, each.engine, each.group) == (recipe, engine, group)]
+    mine = own(known, recipe, engine, group)
     found = []
     for mode in KINDS:
         sweeps: dict[tuple[int, int], dict[int, Loaded]] = {}
-        for each in own:
+        for each in mine:
             at = each.cell
             if at.mode == mode and asked.lengths in (None, (at.isl, at.osl)):
                 sweeps.setdefault((at.isl, at.osl), {})[at.concurrency] = each
         found += [_sweep(asked, [loads[n] for n in sorted(loads)]) for _, loads in sorted(sweeps.items())]
     return tuple(found)
+
+
+def own(known: Sequence[Loaded], recipe: str, engine: str, group: str) -> list[Loaded]:
+    """What was measured of this recipe, with this engine, on this GPU."""
+    return [each for each in known if (each.recipe, each.engine, each.group) == (recipe, engine, group)]
 
 
 def _sweep(asked: Asked, loads: Sequence[Loaded]) -> Users:
@@ -79,11 +84,10 @@ def _words(
     waited: int | None,
 ) -> Iterator[str]:
     what = f"{kind}, {cells[0].isl} in, {cells[0].osl} out:"
-    limited = asked.ttft is not None or asked.tpot is not None
     if most is None:
         yield f"{what} not one of the measured loads is within the limits."
     else:
-        within = " within the limits (p90)" if limited else " measured"
+        within = " within the limits (p90)" if asked.limited else " measured"
         yield f"{what} {most.concurrency} users{within}, {_rate(most):,.0f} tokens/s."
     if over is not None:
         yield f"{over.concurrency} are too many: {_over(asked, over)}."
@@ -94,14 +98,8 @@ def _words(
 
 def _over(asked: Asked, cell: LoadCell) -> str:
     """Which limit the p90 breaks. A time that nobody kept holds no limit."""
-    for word, limit, times in (("ttft", asked.ttft, cell.ttft), ("tpot", asked.tpot, cell.tpot)):
-        if limit is None:
-            continue
-        if times is None:
-            return f"its {word} is not known"
-        if times.p90 > limit:
-            return f"{word} {times.p90 * 1e3:.3g} ms is above {limit * 1e3:.3g} ms"
-    return ""
+    times = (None if each is None else each.p90 for each in (cell.ttft, cell.tpot))
+    return asked.limits.breaks(*times, unknown=True)
 
 
 def _rate(cell: LoadCell) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from quantlab.decide import carried
 from quantlab.decide.answer import AtBatch, Pair
 from quantlab.decide.asked import Asked
+from quantlab.decide.byload import BY_LOAD, Sweeps
 from quantlab.decide.evidence import Evidence
 from quantlab.decide.options import Option, Setting
+from quantlab.decide.standing import Standing, apart
 from quantlab.engines import ENGINES
-from quantlab.predict import Crossover, Prediction, differ
+from quantlab.predict import Crossover, Prediction
 
 SHORT = 8
 """A context that is this many times what the speeds are for would be slower by more than their errors."""
@@ -47,22 +50,22 @@ def sentence(asked: Asked, every: Sequence[Option], choice: Option | None, by_ba
     return said
 
 
-def why(asked: Asked, option: Option, choice: Option | None, ahead: Prediction | None, own: Prediction | None) -> str:
+def why(asked: Asked, option: Option, own: Standing | None, ahead: Standing | None) -> str:
     """Why it is chosen, or lost."""
     if option.lost:
         return option.lost
-    if option is choice:
+    if ahead is not None and option is ahead.option:
         unproven = "; its accuracy was not shown, --unproven let it pass" if option.unproven else ""
         return f"best for {asked.objective}, or tied and ahead in accuracy and memory{unproven}"
     if ahead is None or own is None:
         return "not reached"
-    ratio = own.tokens_per_second / ahead.tokens_per_second
+    ratio = own.at.rate / ahead.at.rate
     if asked.objective == "memory":
         return "needs more memory"
     what = "tokens a joule" if option.by_joules else "speed"
-    if not differ(ahead, own):
+    if not apart(ahead.at, own.at):
         return f"a tie in {what} within the errors; behind in accuracy or memory"
-    return f"{ratio:.2f} times the {what} of {choice.name if choice else ''}"
+    return f"{ratio:.2f} times the {what} of {ahead.option.name}"
 
 
 def crossing(cross: Crossover, one: Option, other: Option) -> str:
@@ -112,8 +115,8 @@ def assumptions(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
     yield "Busy all the time at the batch that is named; idle hours cost the same."
 
 
-def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Option]) -> Iterator[str]:
-    """What was not known."""
+def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Option], fallback: str) -> Iterator[str]:
+    """What was not known. `fallback`: why static batches decide although loads were asked for."""
     if not any(speed.provenance != "predicted" for each in every for speed in each.speeds.values()):
         what = f"{asked.model.word} was measured on {asked.gpu.word} with {where.engine}"
         yield f"No speed of {what}: all are predictions."
@@ -131,11 +134,8 @@ def missing(asked: Asked, evidence: Evidence, where: Setting, every: Sequence[Op
             f"Speeds are for sequences of {sum(where.lengths):,} tokens, memory for {asked.context:,}: longer ones are "
             "slower by the cache they read. --isl and --osl ask for it."
         )
-    if asked.ttft or asked.tpot:
-        yield (
-            "The choice is by static batches, which say nothing of queueing; the users of each row, where a load was "
-            "measured, are not weighed."
-        )
+    if fallback:
+        yield f"The choice is by static batches, which say nothing of queueing: {fallback}"
     yield from _left_out(asked, evidence, every)
     for reason, count in evidence.unusable.most_common(4):
         yield f"{count} cells were not used: {reason}"
@@ -155,7 +155,7 @@ def _left_out(asked: Asked, evidence: Evidence, every: Sequence[Option]) -> Iter
         yield f"Kernel tables, {name}: {reason}"
 
 
-def relax(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
+def relax(asked: Asked, every: Sequence[Option], by_load: Sweeps | None) -> Iterator[str]:
     """Which limit excludes everything, and how far it must move: the least step first."""
     fitting = [each for each in every if each.plan.fits]
     small = min((each for each in every if each.plan.footprint), key=lambda each: _least(asked, each), default=None)
@@ -165,6 +165,16 @@ def relax(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
         if most and not _hard(small):
             yield f"--context: {small.name} fits at batch {batch} with {most:,} tokens instead of {asked.context:,}."
         yield f"--gpu or --tp: {small.name}: {small.plan.refusals[0]}"
+    yield from carried.relax(asked, by_load) if by_load else _times(asked, fitting)
+    for each in fitting:
+        if each.accuracy and each.accuracy.high > asked.max_drop and not each.accuracy.verdict:
+            yield f"--max-drop: {each.accuracy.high:.2f} instead of {asked.max_drop:g} lets {each.name} in."
+        elif each.unproven:
+            yield f"--unproven lets {each.name} in without proof of its accuracy."
+
+
+def _times(asked: Asked, fitting: Sequence[Option]) -> Iterator[str]:
+    """The least that each limit must move for one static batch."""
     for word, limit, field in (("tpot", asked.tpot, "step_seconds"), ("ttft", asked.ttft, "first_seconds")):
         times = [
             (value, each.name, batch)
@@ -175,11 +185,6 @@ def relax(asked: Asked, every: Sequence[Option]) -> Iterator[str]:
         if limit is not None and times and min(times)[0] > limit:
             value, name, batch = min(times)
             yield f"--{word}: at least {value * 1e3:.3g} ms ({name} at batch {batch}) instead of {limit * 1e3:.3g} ms."
-    for each in fitting:
-        if each.accuracy and each.accuracy.high > asked.max_drop and not each.accuracy.verdict:
-            yield f"--max-drop: {each.accuracy.high:.2f} instead of {asked.max_drop:g} lets {each.name} in."
-        elif each.unproven:
-            yield f"--unproven lets {each.name} in without proof of its accuracy."
 
 
 def _least(asked: Asked, option: Option) -> int:
@@ -198,6 +203,7 @@ def next_steps(
     choice: Option | None,
     second: Option | None,
     pairs: Sequence[Pair],
+    fallback: str,
 ) -> Iterator[str]:
     """What would make the answer surer, the most useful first."""
     unshown = [each.name for each in every if each.accuracy is None and each.servable]
@@ -218,6 +224,12 @@ def next_steps(
         yield (
             f"Speed: quantlab bench {' '.join(names)} --model {asked.model.word} --engine {where.engine} on a "
             f"{asked.gpu.word}, with a grid of batches {', '.join(map(str, asked.batches))}."
+        )
+    if fallback and where.engine in ENGINES and asked.objective in BY_LOAD and not asked.images:
+        served = " ".join(each.name for each in every if not each.barred)
+        yield (
+            f"Load: quantlab bench {served} --model {asked.model.word} --engine {where.engine} --grid knee on a "
+            f"{asked.gpu.word}: users within the limits are ranked only where all were measured in the same way."
         )
     for pair in pairs:
         if pair.batch and pair.low and pair.high and pair.high / pair.low > 1.5:

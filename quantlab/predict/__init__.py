@@ -34,7 +34,7 @@ never less than 5 %, by which two leases of the same GPU differed.
 from quantlab.predict.cells import Cell, Kernels, Point, Prediction, Wanted, Work
 from quantlab.predict.crossover import Crossover, crossover
 from quantlab.predict.fit import Fit, fit
-from quantlab.predict.tiers import attempts, differ, predict
+from quantlab.predict.tiers import attempts, differ, least_gap, predict
 
 __all__ = [
     "Cell",
@@ -49,5 +49,6 @@ __all__ = [
     "crossover",
     "differ",
     "fit",
+    "least_gap",
     "predict",
 ]

@@ -69,14 +69,17 @@ def attempts(wanted: Wanted, cells: Sequence[Cell], bands: Bands | None = None) 
 
 def differ(one: Prediction, other: Prediction) -> bool:
     """Do two speeds differ by more than their errors? Otherwise they are a tie."""
+    return abs(math.log(one.tokens_per_second / other.tokens_per_second)) > least_gap(one, other)
+
+
+def least_gap(one: Prediction, other: Prediction) -> float:
+    """How far two speeds must lie apart, in logarithms, to be more than a tie; infinite where one cannot be ranked."""
     if not (one.rankable and other.rankable):
-        return False
-    gap = abs(math.log(one.tokens_per_second / other.tokens_per_second))
+        return math.inf
     if one.tier == other.tier and one.tier in SHARED:
-        return gap > UNCALIBRATED_GAP
+        return UNCALIBRATED_GAP
     near = {one.tier, other.tier} <= {"measured", "interpolated"}
-    least = LEAST_ERROR if near else UNCALIBRATED_GAP
-    return gap > max(least, math.hypot(one.spread, other.spread))
+    return max(LEAST_ERROR if near else UNCALIBRATED_GAP, math.hypot(one.spread, other.spread))
 
 
 def _measured(wanted: Wanted, own: Sequence[Cell]) -> Prediction | None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from quantlab.records import Run
-from quantlab.report import answer, charts, damage, figures, flips, forest, load, pictured, reach, rows
+from quantlab.report import answer, charts, damage, figures, flips, forest, load, pictured, reach, rows, users
 from quantlab.report.clean import clean
 
 _HYPHEN = re.compile(r"(?<![\w.])-(?=\d)")
@@ -37,6 +37,7 @@ def to_html(run: Run) -> str:
         size_panel=charts.size_panel(run, table),
         speed_panels=charts.speed_panels(run, table),
         pictured=pictured,
+        users=users,
         answer_charts=answer.charts(run, table),
         load_charts=load.charts(run, table),
         load_rows=[(row, cell) for row in table for cell in load.cells(row.candidate)],

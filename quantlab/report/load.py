@@ -1,6 +1,6 @@
-"""The sweep over requests in flight as rows, words and two charts: tokens a second, and the time to the first token.
+"""The sweep over requests in flight as rows, words and three charts: tokens a second, first token, each further one.
 
-Both axes are logarithms, so a load that pays is a straight way up and the knee is where it bends. In the second chart
+Both axes are logarithms, so a load that pays is a straight way up and the knee is where it bends. In the other two
 the line is the median and the span reaches to the 99th percentile: what most users feel, and the unlucky ones. Hollow
 marks were taken from outside, through the engine's server.
 """
@@ -22,16 +22,17 @@ Ends = tuple[float, float, float]
 
 
 def charts(run: Run, rows: Sequence[Row]) -> list[tuple[Chart, ...]]:
-    """The two charts of every pair of lengths that was swept over two loads or more by some recipe."""
+    """The charts of every pair of lengths that was swept over two loads or more by some recipe."""
     swept = [(row, cell) for row in rows for cell in cells(row.candidate)]
     found: list[tuple[Chart, ...]] = []
     for isl, osl in dict.fromkeys((cell.isl, cell.osl) for _, cell in swept):
-        kept = [(row, cell) for row, cell in swept if (cell.isl, cell.osl) == (isl, osl) and _own(row, cell)]
+        kept = [(row, cell) for row, cell in swept if (cell.isl, cell.osl) == (isl, osl) and own(row, cell)]
         if len({cell.concurrency for _, cell in kept}) > 1:
             absent = tuple(_why(row, cell) for row, cell in swept if (cell.isl, cell.osl) == (isl, osl) and cell.reason)
             rate = _chart(rows, kept, f"Tokens a second under load, {isl} in, {osl} out", "tokens/s", _rate, absent)
             wait = _chart(rows, kept, f"Time to the first token, {isl} in, {osl} out", "ms, median to p99", _ttft, ())
-            found.append((rate, wait) if wait.lines else (rate,))
+            each = _chart(rows, kept, f"Time per further token, {isl} in, {osl} out", "ms, median to p99", _tpot, ())
+            found.append((rate, *(chart for chart in (wait, each) if chart.lines)))
     return found
 
 
@@ -80,7 +81,8 @@ def _ms(found: Percentiles | None, name: str) -> str:
     return figures.three(None if found is None else 1000 * getattr(found, name))
 
 
-def _own(row: Row, cell: LoadCell) -> bool:
+def own(row: Row, cell: LoadCell) -> bool:
+    """Valid, and measured with the format's own kernels."""
     rate = cell.tokens_per_second if cell.valid else None
     return rate is not None and math.isfinite(rate.value) and rate.value > 0 and provenance(rate, row.how) == "measured"
 
@@ -97,9 +99,17 @@ def _rate(cell: LoadCell) -> Ends | None:
 
 
 def _ttft(cell: LoadCell) -> Ends | None:
-    if cell.ttft is None or not cell.ttft.p50 > 0:
+    return _to_p99(cell.ttft)
+
+
+def _tpot(cell: LoadCell) -> Ends | None:
+    return _to_p99(cell.tpot)
+
+
+def _to_p99(times: Percentiles | None) -> Ends | None:
+    if times is None or not times.p50 > 0:
         return None
-    return 1000 * cell.ttft.p50, 1000 * cell.ttft.p50, 1000 * cell.ttft.p99
+    return 1000 * times.p50, 1000 * times.p50, 1000 * times.p99
 
 
 def _chart(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from quantlab.records import Cell, Run
-from quantlab.report import damage, figures, flips, load, pictured, reach, rows
+from quantlab.report import damage, figures, flips, load, pictured, reach, rows, users
 from quantlab.report.clean import clean, line
 from quantlab.report.rows import MARKS, Row
 
@@ -24,7 +24,7 @@ def to_markdown(run: Run) -> str:
         ["## Over length", *_reach(run)],
         ["## Damage", _damage(run)],
         ["## Speed", _speed(run)],
-        ["## Under load", _load_words(run), _load(run)],
+        ["## Under load", _load_words(run), _load(run), _users(run)],
         ["## Checks", _checks(run)],
         ["## Notes", "\n".join(f"- {text(note)}" for note in rows.notes(run))],
         ["## Provenance", *_provenance(run)],
@@ -233,6 +233,15 @@ def _speed(run: Run) -> str:
 def _load_words(run: Run) -> str:
     said = [f"- {text(each.recipe_name)}: {text(one)}" for each in run.candidates for one in load.words(each)]
     return "\n".join(said)
+
+
+def _users(run: Run) -> str:
+    body = [[text(word) for word in row] for row in users.body(rows.rows(run))]
+    return (
+        f"Users within limits of the first token and each further one, by p90:\n\n{table(users.HEADER, body)}"
+        if body
+        else ""
+    )
 
 
 def _load(run: Run) -> str:

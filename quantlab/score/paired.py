@@ -5,12 +5,10 @@ the noise is shared and cancels in the difference d = candidate - baseline of ea
 Bars to Evals", arXiv 2411.00640). On the demo model FP8 moves accuracy by 0.9 points: 0.6 sigma unpaired, 1.9
 sigma paired.
 
-The trap of few flips: with none seen, mean and standard error say "0 +- 0", a certainty nobody has. With
-fewer than SPARSE flipped items the half-width is at least what the exact binomial allows (the "rule of
-three"). In a suite that holds of each task: 20 items without a flip leave 17 % possible, and where they are half
-of a suite's score, that is 8 points, however many items the other task has. Of several such tasks the one with
-most weight an item counts, not their sum: damage that was not seen is largest if all of it lies there (the bound
-of a weighted sum of Poisson counts; Fay & Feuer 1997).
+The trap of few flips: with none seen, mean and standard error say "0 +- 0", a certainty nobody has, and where all
+flips are losses both are low together. Few flips and few clusters have exact bounds (few.py). In a suite that holds
+of each task: 20 items without a flip leave 17 % possible, and where they are half of a suite's score, that is 8
+points, however many items the other task has.
 
 Units: scores are fractions in [0, 1], so are differences: 0.01 is one point. scipy.special, not scipy.stats:
 the latter takes longer to import than all of this takes to run.
@@ -27,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri, stdtrit
 
+from quantlab.score.few import Part, half_widths, part
 from quantlab.score.moments import (
     Floats,
     Ints,
@@ -43,22 +42,7 @@ __all__ = ["Paired", "Part", "items_for_margin", "mean_with_error", "paired", "s
 
 Task = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike | None]
 POWER = 0.8
-SPARSE = 4  # below so many flips the normal interval is narrower than the exact one
 TIE = 1e-9  # rounding alone puts a difference that equals the margin this far from it
-
-
-@dataclass(frozen=True)
-class Part:
-    """A task's part in a difference."""
-
-    weight: float
-    items: int
-    flips: int
-    variance: float  # of its own mean difference; 0 where it is not known
-
-    def least(self, level: float) -> float:
-        """What no flip at all leaves possible for the whole difference, at a one-sided level."""
-        return -self.weight * math.expm1(math.log1p(-level) / self.items)
 
 
 @dataclass(frozen=True)
@@ -109,8 +93,7 @@ def paired(
     base, cand, codes = _task(baseline, candidate, clusters)
     churn = _churn(base, cand, baseline_answers, candidate_answers)
     found = moments(base, cand, codes)
-    part = Part(1.0, found.items, _flips(base, cand), found.variance or 0.0)
-    return _result(found, (part,), base, cand, confidence, churn)
+    return _result(found, (part(1.0, found, base, cand),), base, cand, confidence, churn)
 
 
 def suite(
@@ -133,15 +116,13 @@ def suite(
             checked[name] = _task(*task)
         except ValueError as error:
             raise ValueError(f"task {name}: {error}") from error
-    parts = [moments(*task) for task in checked.values()]
-    weights = _weights(weighting, [part.items for part in parts])
+    every = [moments(*task) for task in checked.values()]
+    weights = _weights(weighting, [one.items for one in every])
     base, cand = (np.concatenate([task[side] for task in checked.values()]) for side in (0, 1))
-    flips = [_flips(*task[:2]) for task in checked.values()]
     shares = [
-        Part(float(w), part.items, flipped, part.variance or 0.0)
-        for w, part, flipped in zip(weights, parts, flips, strict=True)
+        part(float(weight), one, *task[:2]) for weight, one, task in zip(weights, every, checked.values(), strict=True)
     ]
-    return _result(pool(parts, weights), shares, base, cand, confidence, None)
+    return _result(pool(every, weights), shares, base, cand, confidence, None)
 
 
 def _weights(weighting: str | Sequence[float], sizes: Sequence[int]) -> Floats:
@@ -154,10 +135,6 @@ def _weights(weighting: str | Sequence[float], sizes: Sequence[int]) -> Floats:
     if given.shape != (len(sizes),) or not (given > 0).all() or abs(given.sum() - 1) > 1e-9:
         raise ValueError(f'weighting must be "items", "tasks" or {len(sizes)} shares of 1, got {weighting!r}')
     return given
-
-
-def _flips(base: Floats, cand: Floats) -> int:
-    return int((base != cand).sum())
 
 
 def items_for_margin(
@@ -203,10 +180,10 @@ def _result(
     regressed, improved = int((cand < base).sum()), int((cand > base).sum())
     error = None if found.variance is None else math.sqrt(found.variance)
     two_sided = (1 + _fraction(confidence)) / 2
-    half = _half_width(error, found.degrees, two_sided, parts)
-    drop = _half_width(error, found.degrees, confidence, parts)
-    low, high = (None, None) if half is None else _around(second - first, half)
-    ratio = _ratio(found, two_sided, half)
+    halves = half_widths(error, found.degrees, two_sided, parts)
+    drop = half_widths(error, found.degrees, confidence, parts)
+    low, high = (None, None) if halves is None else _around(second - first, *halves)
+    ratio = _ratio(found, two_sided, halves)
     errors = [None, None] if found.covariance is None else np.sqrt(np.diag(found.covariance)).tolist()
     return Paired(
         n=found.items,
@@ -226,44 +203,31 @@ def _result(
         recovery=second / first if first > 0 else None,
         recovery_low=ratio[0] if ratio else None,
         recovery_high=ratio[1] if ratio else None,
-        minimal_detectable_drop=None if drop is None else min(1.0, drop + _power_width(error, found.degrees)),
+        minimal_detectable_drop=None if drop is None else min(1.0, drop[0] + _power_width(error, found.degrees)),
         churn=churn,
         parts=tuple(parts),
     )
-
-
-def _half_width(error: float | None, degrees: float, level: float, parts: Sequence[Part]) -> float | None:
-    """t times error at a one-sided level; at least what it would be with the exact bound in place of the error of a
-    task with few flips, as if its items were independent."""
-    if error is None:
-        return None
-    quantile = float(stdtrit(degrees, level))
-    halves = [error * quantile]
-    for part in parts:
-        if part.flips < SPARSE:
-            others = max(0.0, error**2 - part.weight**2 * part.variance)
-            halves.append(math.hypot(part.least(level), quantile * math.sqrt(others)))
-    return max(halves)
 
 
 def _power_width(error: float | None, degrees: float) -> float:
     return float(stdtrit(degrees, POWER)) * error if error else 0.0
 
 
-def _around(difference: float, half: float) -> tuple[float, float]:
-    return max(-1.0, difference - half), min(1.0, difference + half)
+def _around(difference: float, down: float, up: float) -> tuple[float, float]:
+    return max(-1.0, difference - down), min(1.0, difference + up)
 
 
-def _ratio(found: Moments, level: float, half: float | None) -> tuple[float, float] | None:
-    """Interval of the recovery; where the exact bound widened that of the difference, this one widens too."""
-    quantile = float(stdtrit(found.degrees, level)) if half is not None else 0.0
-    bounds = fieller(found, quantile)
-    if bounds is None or half is None:
+def _ratio(found: Moments, level: float, halves: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Interval of the recovery; where an exact bound widened that of the difference, this one widens too."""
+    if halves is None or (bounds := fieller(found, quantile := float(stdtrit(found.degrees, level)))) is None:
         return None
+    (low, high), (down, up) = bounds, halves
     base, ratio = float(found.mean[0]), float(found.mean[1] / found.mean[0])
-    if half > quantile * math.sqrt(found.variance or 0.0):
-        return max(0.0, min(bounds[0], ratio - half / base)), max(bounds[1], ratio + half / base)
-    return bounds
+    usual = quantile * math.sqrt(found.variance or 0.0)
+    return (
+        max(0.0, min(low, ratio - down / base)) if down > usual else low,
+        max(high, ratio + up / base) if up > usual else high,
+    )
 
 
 def _churn(base: Floats, cand: Floats, ours: npt.ArrayLike | None, theirs: npt.ArrayLike | None) -> int | None:
