@@ -80,7 +80,7 @@ def test_int8_clips_what_calibration_did_not_see() -> None:
 
 
 def test_an_integer_scale_a_token_is_that_of_compressed_tensors() -> None:
-    """Largest magnitude / 127.5: 10 becomes code 127 and comes out smaller, 5 becomes 64, another row changes nothing."""
+    """Largest magnitude / 127.5: 10 is code 127 and comes out smaller, 5 is 64, another row changes nothing."""
     codes = torch.tensor([[1, 0], [0, 1]], dtype=torch.int8)
     layer = Int8RowLinear(codes, torch.tensor([1.0, 2.0]), None, torch.float32)
     step = 10 / 127.5
