@@ -36,8 +36,6 @@ FORMAT_OF = {
 }
 """Key of a reader -> format. Int4 of ModelOpt is told apart by its tensors: without AWQ nothing was moved."""
 PRODUCERS = {"compressed-tensors": "compressed-tensors", "autoawq": "AutoAWQ", "gptq": "GPTQ", "fp8": "AutoFP8"}
-BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8,
-        "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}  # fmt: skip
 QUANTIZED = ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32")
 """Types that no 16-bit checkpoint has."""
 CACHE = re.compile(r"\.(k_scale|v_scale|kv_scale)$")
@@ -249,7 +247,7 @@ def _bits(layers: list[str], said: Quantization, tensors: Headers) -> float:
     for name, one in tensors.items():
         layer, _, part = name.rpartition(".")
         if layer in chosen and part not in ("bias", "k_scale", "v_scale"):
-            total += BITS.get(str(one["dtype"]), 16) * count(one)
+            total += weights.BITS.get(str(one["dtype"]), 16) * count(one)
             if name == coded(layer, said.layout, tensors):
                 weights_ += _weights_in(one, said.of(layer) if said.layers or said.algorithm != MIXED else said)
     return total / weights_ if weights_ else 16.0

@@ -34,6 +34,9 @@ IDENTITY = (
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PARTIAL, _STALE_SECONDS = ".partial", 86400
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack")
+BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8,
+        "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}  # fmt: skip
+"""Of one element, by the names in a safetensors header."""
 
 
 def header(file: Path) -> dict[str, dict[str, Any]]:

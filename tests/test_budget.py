@@ -34,6 +34,18 @@ def test_what_saves_nothing_is_never_kept() -> None:
     assert ("d",) not in budget.choose(GROUPS, "int4", ("fp8", "bf16"), 15.9)
 
 
+def test_a_step_costs_bits_and_saves_something() -> None:
+    """A format of no more bits is no step, though it would save; nor is one that saves exactly nothing."""
+    own = group("a", 100, 0.5, 0.1)
+    same = GroupCost(
+        layers=("a",), weights=100, bits=own.bits | {"fp8": own.bits["int4"]}, kl=own.kl, errors=own.errors
+    )
+    assert budget.choose([same], "int4", ("fp8",), 16.0) == {}
+    assert budget.choose([group("a", 100, 0.5, 0.5)], "int4", ("fp8",), 16.0) == {}
+    assert budget.choose([own], "int4", ("fp8",), 8.0) == {("a",): "fp8"}, "a budget that is just enough is enough"
+    assert budget.choose([own], "int4", ("fp8",), 7.99) == {}
+
+
 def test_two_formats_are_climbed_one_after_the_other() -> None:
     groups = [group("a", 100, 0.5, 0.2), group("b", 100, 0.1, 0.0)]
     assert budget.choose(groups, "int4", ("fp8", "bf16"), 6.0) == {("a",): "fp8"}

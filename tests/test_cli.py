@@ -66,6 +66,17 @@ def test_unknown_words_name_the_near_ones(call: Call, words: list[str], named: s
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", ["calibrate", "bench"])
+@pytest.mark.parametrize("option", [("--gate",), ("--max-drop", "1")])
+def test_what_judges_no_accuracy_takes_no_option_of_a_judge(call: Call, command: str, option: tuple[str, ...]) -> None:
+    """Nothing could ever be accepted, so a gate there would fail every time."""
+    code, _, err = call(command, "fp8", "--model", "smollm2-135m", "--dry-run", *option)
+    assert code == 2
+    assert option[0] in err
+    assert call(command, "fp8", "--model", "smollm2-135m", "--dry-run")[0] == 0
+    assert call("eval", "fp8", "--model", "smollm2-135m", "--dry-run", *option)[0] == 0
+
+
 def test_an_unknown_field_is_refused_with_file_line_and_field(call: Call, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("summary: x\npreset: FP8_DEFAULT_CFG\nformat: fp8\ncalibration:\n  sampels: 3\n")

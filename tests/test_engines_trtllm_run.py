@@ -58,6 +58,27 @@ def measured(job: MeasureJob) -> tuple[Throughput, list[Event]]:
     return msgspec.json.decode(result, type=Throughput), events
 
 
+def test_a_grid_that_was_killed_goes_on_at_the_cell_it_lacked(job: MeasureJob, tmp_path: Path) -> None:
+    """Two runs a cell: the first cell's are not typed again, and its numbers stay as they were."""
+
+    def killed(event: Event) -> None:
+        if event.kind == "progress" and event.text.endswith("4 in flight"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(job, Reporter(killed))
+    (kept,) = [json.loads(line)[1][2] for line in (Path(job.folder) / "cells.jsonl").read_text().splitlines()[1:]]
+    begun = len(typed(tmp_path))
+    found, events = measured(job)
+    loads = [int(given.get("--concurrency", 1)) for _, given, _ in typed(tmp_path)]
+    assert set(loads[:begun]) == {1}
+    assert set(loads[begun:]) == {4}
+    assert found.cells[0] == msgspec.convert(kept, type(found.cells[0]))
+    assert [(cell.batch, cell.valid) for cell in found.cells] == [(1, True), (4, True)]
+    notes = [event.text for event in events if event.kind == "note"]
+    assert "goes on after the 1 cells that an attempt before it finished." in notes
+
+
 def typed(tmp_path: Path) -> list[tuple[str, dict[str, str], list[int]]]:
     return [tuple(json.loads(line)) for line in (tmp_path / "log").read_text().splitlines()]
 

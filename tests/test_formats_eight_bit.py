@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from quantlab.errors import Broken
-from quantlab.formats.eight_bit import Fp8RowLinear, Int8Linear, W4A8Linear
+from quantlab.formats.eight_bit import Fp8RowLinear, Int8Linear, Int8RowLinear, W4A8Linear
 from quantlab.formats.fp4 import Nvfp4Linear
 from quantlab.formats.modelopt import open_model, read_quantization
 from tests.conftest import Export
@@ -77,6 +77,15 @@ def test_int8_clips_what_calibration_did_not_see() -> None:
     by_hand = torch.tensor([[12 * 100 - 2 * 50, 12 * 127 - 2 * 128], [127 * 100 + 128 * 50, 127 * 127 + 128 * 128]])
     assert torch.allclose(found, by_hand * 0.5 * scale)
     assert torch.allclose(layer.dense(), torch.tensor([[2.0, -0.5], [5.08, -2.56]]))
+
+
+def test_an_integer_scale_a_token_is_that_of_compressed_tensors() -> None:
+    """Largest magnitude / 127.5: 10 is code 127 and comes out smaller, 5 is 64, another row changes nothing."""
+    codes = torch.tensor([[1, 0], [0, 1]], dtype=torch.int8)
+    layer = Int8RowLinear(codes, torch.tensor([1.0, 2.0]), None, torch.float32)
+    step = 10 / 127.5
+    found = layer(torch.tensor([[10.0, 5.0], [1e4, 1e4]]))
+    assert torch.allclose(found[0], torch.tensor([127 * step, 2 * 64 * step]))
 
 
 def test_float16_does_not_overflow() -> None:

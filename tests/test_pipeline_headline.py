@@ -24,6 +24,7 @@ def candidate(word: str, status: str, bits: float, **fields: object) -> Candidat
     checkpoint = msgspec.structs.replace(kept.calibrated.checkpoint, bits_per_weight=bits)
     return msgspec.structs.replace(
         kept,
+        accuracy=demo().candidates[0].accuracy,
         recipe_name=word,
         recipe=recipe(word, **fields),
         verdict=Verdict(status=status, reason="because.", scope="population"),  # type: ignore[arg-type]
@@ -107,3 +108,17 @@ def test_a_mixture_needs_the_kernels_of_all_its_formats() -> None:
 def test_a_simulation_is_nothing_to_ship_and_others_work_is_not_judged_by_our_tables() -> None:
     assert hindrance(recipe("fp8", export="folded"), ()) == "it is a simulation in 16 bit"
     assert hindrance(recipe("other", preset=PRESET), (H100,)) == ""
+
+
+def unscored(word: str, status: str) -> Candidate:
+    return msgspec.structs.replace(candidate(word, status, 8.0), accuracy=None)
+
+
+def test_a_run_that_scores_nothing_advises_nothing() -> None:
+    """Calibrated or timed only: what was not judged is not called refused; what is broken is still named."""
+    every = [unscored("bf16", "baseline"), unscored("fp8", "insufficient")]
+    assert summary("m", every, host()) == "No precision of m was judged: accuracy was not measured."
+    said = summary("m", [*every, unscored("int4_awq", "anomalous")], host())
+    assert said.endswith("not measured. Not accepted: int4_awq: anomalous.")
+    assert "Stay with bf16" in summary("m", [every[0], unscored("fp8", "anomalous")], host())
+    assert "fp8: insufficient" in summary("m", [BASE, unscored("fp8", "insufficient")], host())

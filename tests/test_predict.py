@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +18,10 @@ from quantlab.errors import BadInput
 from quantlab.ledgers import Ledger
 from quantlab.predict import Cell, Kernels, Point, Prediction, Wanted, Work, bands, crossover, differ, fit, predict
 from quantlab.predict.bands import Band, corrected
+from quantlab.predict.crossover import SIGMAS, draw
 from quantlab.predict.fit import Coefficients, half_width
 from quantlab.predict.links import link
+from quantlab.predict.tiers import SHARED, UNCALIBRATED_GAP
 
 WORK = Work(6.4e9, 114_688, 6.4e9, 3.35e12, 989e12, 28)
 TRUE = Coefficients(40e-6, 0.0, 1.3, 1.8, 0.01, 1.6)
@@ -223,6 +227,49 @@ def test_no_crossover_is_said_as_such_and_a_doubtful_one_is_doubtful() -> None:
     assert doubtful is not None
     assert doubtful.share < 0.9
     assert crossover("a", speeds({1: 1}), "b", speeds({1: 1})) is None
+
+
+def normal(sigmas: float) -> float:
+    return 0.5 * (1 + math.erf(sigmas / math.sqrt(2)))
+
+
+def test_only_draws_that_change_hands_in_the_same_direction_are_counted() -> None:
+    """a is 10 % ahead at batch 1, b at 16; each gap has 1.2 of that in errors, so 0.8^2 of the draws say so again."""
+    found = crossover("a", speeds({1: 110, 16: 1000}, 0.15), "b", speeds({1: 100, 16: 1100}, 0.15))
+    swapped = crossover("a", speeds({1: 100, 16: 1100}, 0.15), "b", speeds({1: 110, 16: 1000}, 0.15))
+    deviation = math.sqrt(2) * 0.15 / SIGMAS
+    for each, ahead in ((found, "a"), (swapped, "b")):
+        assert each is not None
+        assert (each.ahead_below, each.batch) == (ahead, pytest.approx(4))
+        assert each.share == pytest.approx(normal(math.log(1.1) / deviation) ** 2, abs=0.03)
+
+
+def test_the_interval_of_a_crossover_is_the_middle_80_percent() -> None:
+    """Lines that cross steeply: the batch moves with the gaps alone."""
+    found = crossover("a", speeds({1: 200, 16: 1000}), "b", speeds({1: 100, 16: 2000}))
+    assert found is not None
+    random, width = np.random.default_rng(7), math.sqrt(2) * 0.05 / SIGMAS
+    left, right = (math.log(2) + sign * width * random.standard_normal(200_000) for sign in (1, -1))
+    batches = 16 ** (left / (left + right))
+    assert [found.low, found.high] == pytest.approx(np.quantile(batches, [0.1, 0.9]).tolist(), rel=0.02)
+
+
+@pytest.mark.parametrize("tier", ["transfer", "kernels", "roofline", "fit"])
+def test_what_a_gpu_makes_of_predictions_is_common_to_all_precisions(tier: Any) -> None:
+    """The shared error falls out of a difference; what is left of it is the gap that two precisions may have."""
+    low, high = 100 * math.exp(-0.4), 100 * math.exp(0.4)
+    one = {batch: Prediction(100, low, high, tier, "predicted", "") for batch in (1, 8)}
+    random = np.random.default_rng(3)
+    common = random.standard_normal((40_000, 1))
+    first, second = (draw(one, [1, 8], random, common) - math.log(100) for _ in range(2))
+    own, width = UNCALIBRATED_GAP / math.sqrt(2) / SIGMAS, 0.4 / SIGMAS
+    alone = math.hypot(width, own) if tier in SHARED else width
+    between = math.sqrt(2) * (own if tier in SHARED else width)
+    assert first.std(axis=0) == pytest.approx([alone, alone], rel=0.02)
+    assert (first - second).std(axis=0) == pytest.approx([between, between], rel=0.02)
+    assert np.allclose(first[:, 0], first[:, 1]), "of one precision all batches move together"
+    assert first.mean() == pytest.approx(0, abs=0.01)
+    assert np.corrcoef(first[:, 0], common[:, 0])[0, 1] > 0.8 or tier == "fit"
 
 
 # --- published cells -------------------------------------------------------------------------------------

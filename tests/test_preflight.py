@@ -16,7 +16,7 @@ from quantlab.cli import cli
 from quantlab.errors import BadInput
 from quantlab.preflight import GpuPlan, explain, preflight
 from quantlab.records import Recipe
-from quantlab.serving import checkpoint_bytes, kv_bytes, layer_weights
+from quantlab.serving import checkpoint_bytes, image_flops, kv_bytes, layer_weights
 from quantlab.sizes import sizes
 
 LAYERS_90B = 100 * (8192 * 128 * (64 + 64 + 8 + 8) + 3 * 8192 * 28672)
@@ -141,6 +141,21 @@ def test_a_models_linear_layers_are_those_of_its_config_by_hand() -> None:
     assert pictures is not None
     a_layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
     assert (layer_weights(pictures, text_only=True), layer_weights(pictures)) == (32 * a_layer, 40 * a_layer)
+
+
+def test_the_operations_of_an_image_by_hand() -> None:
+    """11b: four attention matrices and two of the MLP in each of 40 encoder layers, every position with every other;
+    the projection; keys and values of 8 heads in 8 cross-attention layers. A multiplication and an addition each."""
+    shape = catalog.model("11b").shape
+    assert shape is not None
+    positions = 4 * 1601
+    layer = positions * 2 * (4 * 1280 * 1280 + 2 * 1280 * 5120) + 2 * 2 * positions * positions * 1280
+    projection = positions * 2 * 7680 * 4096
+    keys_and_values = 8 * positions * 2 * 4096 * (2 * 8 * 128)
+    assert image_flops(shape) == 40 * layer + projection + keys_and_values
+    text = catalog.model("3b").shape
+    assert text is not None
+    assert image_flops(text) == 0
 
 
 def test_who_serves_what() -> None:

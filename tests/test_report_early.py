@@ -55,3 +55,11 @@ def test_tasks_of_a_stopped_run_show_differences_without_intervals() -> None:
 def test_a_claim_beyond_the_suite_says_so() -> None:
     assert "at most 2 points lost beyond this suite, 95 % sure" in to_markdown(demo())
     assert rows.effort(demo().candidates[1]) == ""
+
+
+def test_a_run_without_accuracy_claims_nothing() -> None:
+    run = demo()
+    timed = CHANGE(run, candidates=tuple(CHANGE(each, accuracy=None, comparison=None) for each in run.candidates))
+    for text in (to_markdown(timed), to_html(timed), " ".join(screen(timed, 140).split())):
+        assert "not judged, accuracy was not measured" in text
+        assert "points lost" not in text

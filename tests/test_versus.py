@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from quantlab.chosen import choose
 from quantlab.cli import cli
 from quantlab.errors import BadInput
 from quantlab.ledgers import Ledger
-from quantlab.records import Cell, Number, encode
+from quantlab.records import Cell, Number, Run, encode
 from quantlab.records.versus import RecipePair, Versus
 from quantlab.report import versus as face
 from quantlab.versus import failed, unjudged, versus
@@ -60,6 +61,35 @@ def test_another_tokenizer_forms_no_difference_and_judges_no_speed() -> None:
     assert any("another tokenizer" in note for note in found.notes)
     assert unjudged(found)
     assert not failed(found)
+
+
+def test_only_the_same_text_in_other_tokens_is_another_tokenizer() -> None:
+    """Other prompts take other numbers of tokens, and other items are other texts: neither says anything of tokens."""
+    before = items(30)
+    for after in (items(90, prompt="Question {}", tokens=7), replace(items(90, tokens=7), ids=before.ids[::-1])):
+        found, pair = held(run(30, 200.0), run(90, 100.0), before, after)
+        assert not any("another tokenizer" in note for note in found.notes)
+        assert "slower" in {cell.finding for cell in pair.speed}
+    one = replace(before, tokens=[6, *before.tokens[1:]])
+    assert any("another tokenizer" in note for note in held(run(30), run(90), before, one)[0].notes), (
+        "one item is enough"
+    )
+
+
+@pytest.mark.parametrize(("words", "shown"), [({}, 512), ({"bytes": 0}, None), ({"simulated": True}, None)])
+def test_the_size_of_a_checkpoint_is_that_of_one_that_exists(words: dict[str, Any], shown: int | None) -> None:
+    """A simulated checkpoint's file holds 16 bit a weight, which is not the size of what is claimed."""
+
+    def with_checkpoint(one: Run, **fields: Any) -> Run:
+        fp8 = next(each for each in gpu().candidates if each.recipe_name == "fp8")
+        assert fp8.calibrated is not None
+        made = changed(fp8.calibrated, checkpoint=changed(fp8.calibrated.checkpoint, **fields))
+        return changed(one, candidates=(changed(one.candidates[0], calibrated=made),))
+
+    before, after = with_checkpoint(run(30), bytes=512), with_checkpoint(run(31), **({"bytes": 512} | words))
+    pair = held(before, after)[1]
+    assert (pair.bytes_before, pair.bytes_after) == (512, shown)
+    assert held(before, run(31))[1].bytes_after is None
 
 
 def test_items_that_are_not_here_are_named() -> None:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from quantlab.calibrate.pictures import Pictures
     from quantlab.calibrate.samples import Samples
 
-BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "I64": 64, "I32": 32}
-"""Of one element, by the names in a safetensors header."""
 PARTS = ("weight", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale")
 """Tensors of a quantized layer that replace its 16-bit weight."""
 
@@ -124,7 +122,7 @@ def bits_per_weight(folder: str | Path, source: str | Path, layers: Iterable[str
 
 def bits_of(tensor: dict[str, Any]) -> int:
     """Bits of one tensor of a safetensors header."""
-    return int(BITS[tensor["dtype"]] * torch.Size(tensor["shape"]).numel())
+    return int(folders.BITS[tensor["dtype"]] * torch.Size(tensor["shape"]).numel())
 
 
 def peak_bytes() -> int:

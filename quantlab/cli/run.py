@@ -41,7 +41,6 @@ def options(function: F) -> F:
             click.option("--suite", default="quick", show_default=True, help="Suite name or file."),
             click.option("--grid", default="quick", show_default=True, help="Throughput grid, name or file."),
             click.option("--policy", default="default", show_default=True, help="Policy name or file."),
-            click.option("--max-drop", type=float, help="Accepted drop in points, instead of the policy's."),
             click.option("--calibration-set", help="Calibration set, name or file, instead of the recipes'."),
             click.option("--layerwise", is_flag=True, help="Calibrate one decoder block at a time: little memory."),
             click.option("--gpus", type=click.IntRange(0), default=0, help="GPUs to calibrate on; 0: as few as do."),
@@ -64,7 +63,6 @@ def options(function: F) -> F:
             click.option("--ledger", help="Run folder; default $QUANTLAB_LEDGER or ./runs."),
             click.option("--json", "as_json", is_flag=True, help="The run as JSON on standard output."),
             click.option("--dry-run", is_flag=True, help="Show the plan and the estimate; run nothing."),
-            click.option("--gate", is_flag=True, help="Exit non-zero unless every recipe is accepted (for CI)."),
         )
     ):
         function = option(function)
@@ -83,9 +81,12 @@ def _choices(function: F) -> F:
 
 
 def claim(function: F) -> F:
-    """Options of the two that score: what is claimed, and whether to stop as soon as that is decided."""
+    """Options of the two that score: what is claimed, whether to stop as soon as that is decided, and what fails.
+    Where nothing is scored nothing can be accepted, so a gate would never open."""
     for option in reversed(
         (
+            click.option("--max-drop", type=float, help="Accepted drop in points, instead of the policy's."),
+            click.option("--gate", is_flag=True, help="Exit non-zero unless every recipe is accepted (for CI)."),
             click.option(
                 "--early/--no-early", default=None, help="Score only until every verdict on the suite is certain."
             ),
@@ -143,7 +144,7 @@ def _go(words: dict[str, Any], stages: tuple[str, ...] | None) -> None:
     from quantlab.ledgers import Ledger
     from quantlab.records import EngineConfig
 
-    as_json, dry, gate = words.pop("as_json"), words.pop("dry_run"), words.pop("gate")
+    as_json, dry, gate = words.pop("as_json"), words.pop("dry_run"), words.pop("gate", False)
     ledger = Ledger(words.pop("ledger"))
     names = {"device": "device", "dtype": "dtype", "tp": "tensor_parallel", "pp": "pipeline_parallel", "flow": "flow"}
     names |= {"head": "head", "activations": "activations"}

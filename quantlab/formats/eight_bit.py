@@ -99,8 +99,10 @@ class Int8Linear(CodesLinear):
 
 
 class Int8RowLinear(CodesLinear):
-    """W8A8 in integers with a weight scale an output and an input scale a token (largest magnitude / 127.5, as
-    compressed-tensors takes it). Emulated.
+    """W8A8 in integers with a weight scale an output and an input scale a token. Emulated.
+
+    The scale is the largest magnitude / 127.5, as compressed-tensors takes it (half of 127 + 128;
+    quantization/utils/helpers.py, 0.20). ModelOpt's int8 divides by 127, and stores the scale: nothing here repeats it.
 
     Args:
         codes: int8 [outputs, inputs].

@@ -24,7 +24,8 @@ def summary(model: str, candidates: Sequence[Candidate], host: Host) -> str:
         said.append(
             f"Accepted, but not to be shipped: {'; '.join(f'{name}: {why}' for name, why in hindered.items())}."
         )
-    rest = [each for each in candidates if each.verdict.status not in ("baseline", "accept")]
+    fine = ("baseline", "accept", "insufficient") if _unjudged(candidates) else ("baseline", "accept")
+    rest = [each for each in candidates if each.verdict.status not in fine]
     if rest:
         said.append(f"Not accepted: {'; '.join(f'{each.recipe_name}: {each.verdict.status}' for each in rest)}.")
     return " ".join(said)
@@ -79,12 +80,21 @@ def _ship(model: str, best: Candidate, host: Host) -> str:
 
 
 def _stay(model: str, candidates: Sequence[Candidate], some: bool) -> str:
+    if _unjudged(candidates):
+        return f"No precision of {model} was judged: accuracy was not measured."
     first, scope = candidates[0].recipe_name, candidates[-1].verdict.scope
     if some:
         return f"Stay with {first}: no precision of {model} was accepted and can be served."
     return (
         f"Stay with {first}: no other precision of {model} was accepted "
         f"{'on this suite' if scope == 'suite' else 'beyond this suite'}."
+    )
+
+
+def _unjudged(candidates: Sequence[Candidate]) -> bool:
+    """Nothing was scored, though there was something to score: only calibrated or timed."""
+    return not any(each.accuracy for each in candidates) and any(
+        each.verdict.status == "insufficient" for each in candidates
     )
 
 

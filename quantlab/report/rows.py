@@ -193,8 +193,11 @@ def notes(run: Run) -> list[str]:
 
 
 def claim(run: Run) -> str:
-    """What an acceptance claims: how much may be lost, of what, and how sure that is."""
+    """What an acceptance claims: how much may be lost, of what, and how sure that is; that it was not judged, where
+    nothing was scored."""
     policy = run.policy
+    if not any(candidate.accuracy for candidate in run.candidates):
+        return "not judged, accuracy was not measured"
     where = "on this suite" if policy.claims == "suite" else "beyond this suite"
     rule = f"at most {policy.max_drop:g} points lost {where}, {100 * policy.confidence:g} % sure"
     return f"{rule}, scored until certain" if policy.early else rule
