@@ -295,3 +295,9 @@ def test_a_document_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mo
         disk.write(tmp_path / "document", b"new")
     assert (tmp_path / "document").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["document"]
+
+
+def test_what_the_user_asked_of_glibc_stays() -> None:
+    assert child.tunables("") == "glibc.malloc.hugetlb=1"
+    assert child.tunables("glibc.malloc.arena_max=2") == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
+    assert child.tunables("glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0"
