@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from quantlab.records import FORMATS, Recipe
+from quantlab.records.formats import finer
 
 FUSED = re.compile(r"(?P<block>.*)\.(?:(?P<first>[qkv]_proj)|(?P<second>gate_proj|up_proj))")
 """Layers that share an input and that every fast runtime computes as one product."""
@@ -39,12 +40,15 @@ def others(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each.format for each in recipe.keep if each.format != "bf16"))
 
 
-def refusals(recipe: Recipe, layers: Iterable[Named]) -> Iterator[str]:
-    """Why these layers cannot be kept so. `layers`: all that the preset quantizes; empty where they are not known."""
+def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) -> Iterator[str]:
+    """Why these layers cannot be kept so. `layers`: all that the preset quantizes; empty where they are not known.
+    `group`: weights that share a scale in the recipe's own format."""
     names = tuple(layer.name for layer in layers)
     if not recipe.keep or not names:
         return
     for each in recipe.keep:
+        if each.format in finer(recipe.format) and group and (size := FORMATS[each.format].group) and size >= group:
+            yield f"{each.format} has groups of {size}, no smaller than the recipe's own of {group}."
         for wildcard in each.layers:
             if not any(fnmatchcase(name, wildcard) for name in names):
                 yield f"keep names {wildcard}, and no quantized layer is called that."

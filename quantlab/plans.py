@@ -105,7 +105,7 @@ def plan(
     refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration)]
     sets = sight.data(suite)
     refusals += [*_state(model, weights_path), *_packages(suite), *too_long(suite, sizes.shape), *sets[1]]
-    refusals += kept.refusals(recipe, sizes.layers)
+    refusals += kept.refusals(recipe, sizes.layers, group)
     notes += [*sets[0], *_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
     made = Plan(recipe=recipe_name, group_size=group)
     if sizes.total:

@@ -19,7 +19,10 @@ from quantlab.cli.run import _complete
 )
 @click.option("--max-drop", type=float, help="Accepted drop in points, instead of the policy's.")
 @click.option(
-    "--keep", multiple=True, type=click.Choice(["int8_wo", "fp8", "bf16"]), help="Keep layers in these (repeatable)."
+    "--keep",
+    multiple=True,
+    type=click.Choice(["int4_awq_g64", "int4_awq_g32", "int8_wo", "fp8", "bf16"]),
+    help="Keep layers in these (repeatable).",
 )
 @click.option("--points", type=click.IntRange(1, 20), default=3, show_default=True, help="Mixtures on the curve.")
 @click.option("--samples", type=click.IntRange(1), default=8, show_default=True, help="Sequences the search reads.")

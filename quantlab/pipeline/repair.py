@@ -31,6 +31,7 @@ from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker, name_of
 from quantlab.plans import Plan
 from quantlab.records import SCHEMA, Calibrated, CalibrateJob, Calibration, Recipe
+from quantlab.records.formats import finer
 from quantlab.records.repair import CurvePoint, Donor, MixJob, Repair, SearchJob, SearchPoint, Sensitivity
 from quantlab.sizes import Layer, sizes
 
@@ -57,10 +58,10 @@ class Repairer:
         require_none(self.resolved, "repair")
         self.found, self.recipe = self.resolved.recipes[-1]
         check(self.resolved, self.recipe, self.found.name)
-        self.formats = formats_of(wanted.keep, self.recipe)
         self.host = machine.describe()
         self.weights = weights_of(self.resolved, ledger, watch)
         self.plans = dict(plans_of(self.resolved, self.weights, self.host, ledger))
+        self.formats = formats_of(wanted.keep, self.recipe, self.group)
         self.bits = budget_of(wanted.bits, self.found.name, self.recipe, self.layers, self.formats, self.group)
         self.out = Path(wanted.out or f"calibration/{self.found.name}_{self.bits:g}bit.yaml")
 
@@ -112,8 +113,13 @@ class Repairer:
         return walker.calibration(found, recipe, Plan(recipe=name, group_size=group))
 
     def search(self, walker: Walker, donors: Sequence[Donor]) -> Sensitivity:
-        """All groups at the recipe, then those near the margin at the mixture that the budget would give."""
+        """All groups at the recipe and in its smaller groups, then those near the margin at the budget's mixture."""
         base, costs = self.recipe.format, self._searched(walker, donors, SearchPoint())
+        for word in (word for word in self.formats if word in finer(base)):
+            whole = SearchPoint(kept={word: tuple(layer for group in costs.groups for layer in group.layers)})
+            there = self._searched(walker, donors, whole)
+            groups = budget.at_its_own(costs.groups, there.groups, word)
+            costs = msgspec.structs.replace(costs, groups=groups, seconds=costs.seconds + there.seconds)
         for _ in range(1, self.wanted.rounds):
             choice = budget.choose(costs.groups, base, self.formats, self.bits)
             point = budget.contested(costs.groups, base, self.formats, choice)

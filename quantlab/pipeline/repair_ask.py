@@ -12,6 +12,7 @@ from quantlab.errors import BadInput, Broken, Refused
 from quantlab.pipeline.ask import Ask, Resolved
 from quantlab.pipeline.walk import Walk
 from quantlab.records import FORMATS, Recipe
+from quantlab.records.formats import finer
 from quantlab.sizes import OWN_GROUP, Layer
 
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy")
@@ -28,8 +29,8 @@ class RepairAsk:
     bits: float | None = None
     """Most bits a weight; None: half a bit more than the recipe takes."""
     keep: tuple[str, ...] = ()
-    """Formats in which layers may be kept; empty: int8_wo for 4-bit weights with 16-bit activations, fp8 for other
-    recipes below 8 bits, else bf16."""
+    """Formats in which layers may be kept; empty: for int4_awq its own smaller groups and int8_wo, int8_wo for other
+    4-bit weights with 16-bit activations, fp8 for other recipes below 8 bits, else bf16."""
     points: int = 3
     """Mixtures on the curve, the chosen one among them."""
     samples: int = 8
@@ -51,7 +52,7 @@ def budget_of(
         BadInput: there is nothing between.
     """
     own = kept.bits(recipe, map(msgspec.structs.astuple, layers), group or OWN_GROUP)
-    most = max(16.0 if word == "bf16" else 8.0 for word in formats)
+    most = max(FORMATS[word].weight_bits(OWN_GROUP) for word in formats)
     bits = asked if asked is not None else round(own + DEFAULT_EXTRA, 2)
     if bits <= own:
         cure = f"Allow more than {own:g} bits, e.g. --bits {own + DEFAULT_EXTRA:g}."
@@ -89,11 +90,21 @@ def check(resolved: Resolved, recipe: Recipe, name: str) -> None:
         raise BadInput("a repair is measured by engine torch.", place=f"--engine {resolved.ask.engine}", cure=cure)
 
 
-def formats_of(asked: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+def formats_of(asked: Sequence[str], recipe: Recipe, group: int | None) -> tuple[str, ...]:
+    """What layers may be kept in. `group`: weights that share a scale in the recipe.
+
+    Raises:
+        BadInput: it stores no more bits than the recipe.
+    """
     low = FORMATS[recipe.format].bits < 8
     own = "bf16" if not low else "int8_wo" if recipe.format in ("int4_awq", "int4") else "fp8"
-    words = tuple(dict.fromkeys(asked)) or (own,)
+    smaller = tuple(word for word in finer(recipe.format) if (FORMATS[word].group or 0) < (group or OWN_GROUP))
+    words = tuple(dict.fromkeys(asked)) or (*smaller, own)
     for word in words:
+        if FORMATS[word].group and word not in smaller:
+            cure = f"Take {', '.join(smaller)}." if smaller else "Take --keep int8_wo."
+            what = f"{recipe.format} in groups of {group}" if group else recipe.format
+            raise BadInput(f"it is no smaller group of {what}.", place=f"--keep {word}", cure=cure)
         if word != "bf16" and not low:
             cure = "Take --keep bf16."
             raise BadInput(f"{word} has no more bits than {recipe.format}.", place=f"--keep {word}", cure=cure)
@@ -102,6 +113,8 @@ def formats_of(asked: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
 
 def donor_recipe(word: str, base: Recipe) -> Recipe:
     """The keeping format's own recipe on the base's calibration text: its layers come out as in the mixture."""
+    if word in finer(base.format):
+        return msgspec.structs.replace(base, format=word, group_size=None, keep=())
     own = catalog.recipe(word).record
     assert isinstance(own, Recipe)
     text = base.calibration or own.calibration if FORMATS[own.format].input_scale else None

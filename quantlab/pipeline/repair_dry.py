@@ -39,7 +39,6 @@ def foretold(wanted: RepairAsk, ledger: Ledger) -> list[str]:
     require_none(resolved, "repair")
     found, recipe = resolved.recipes[-1]
     check(resolved, recipe, found.name)
-    formats = formats_of(wanted.keep, recipe)
     weights, here = fetch.local(resolved.model, resolved.home), machine.describe()
     plan = dict(plans_of(resolved, weights, here, ledger))[found.name]
     if plan.refusals:
@@ -48,6 +47,7 @@ def foretold(wanted: RepairAsk, ledger: Ledger) -> list[str]:
     if not known.layers:
         cure = f"Fetch it first: quantlab plan --model {resolved.model.word}."
         raise Refused("its layers are not known yet, so nothing can be said.", place=resolved.model.word, cure=cure)
+    formats = formats_of(wanted.keep, recipe, plan.group_size)
     bits = budget_of(wanted.bits, found.name, recipe, known.layers, formats, plan.group_size)
     return [
         _searched(known, found.name, formats, bits, plan),
