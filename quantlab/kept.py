@@ -57,6 +57,18 @@ def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) 
             yield f"keep tears {', '.join(group)} apart, which runtimes fuse. Keep all of them or none."
 
 
+def unserved(recipe: Recipe) -> str:
+    """What the plan says of a mixture that no server loads; empty otherwise. vLLM's way in converts one format."""
+    words = (recipe.format, *others(recipe))
+    lacking = [word for word in words if not FORMATS[word].trtllm]
+    if len(words) == 1 or not lacking:
+        return ""
+    return (
+        f"No server is known here that loads {' and '.join(words)} in one checkpoint (TensorRT-LLM has nothing for "
+        f"{' and '.join(lacking)}). Engine torch scores it."
+    )
+
+
 def bits(recipe: Recipe, layers: Iterable[tuple[str, int, int]], group: int) -> float:
     """Stored bits a weight, the mean of `layers` (name, outputs, inputs) where some are kept in another format."""
     if not recipe.keep:

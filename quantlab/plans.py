@@ -169,7 +169,7 @@ def _numerics(recipe: Recipe, capability: str | None) -> Iterator[str]:
     what = f"compute capability {capability}" if capability else "a CPU"
     if recipe.format == "fp8" and not native:
         yield f"FP8 is emulated on {what}: scores are right, its speed says nothing about FP8 hardware."
-    if text := unserved(recipe.format):
+    if text := unserved(recipe.format) or kept.unserved(recipe):
         yield text
     if recipe.kv_cache == "fp8" and not native:
         yield "The FP8 key/value cache is emulated too: right scores, no memory saved here."

@@ -19,6 +19,7 @@ from quantlab.pipeline.finished import require_none
 from quantlab.pipeline.repair_ask import STAGES, RepairAsk, budget_of, check, formats_of
 from quantlab.pipeline.run import plans_of
 from quantlab.plans import Plan
+from quantlab.records.formats import finer
 from quantlab.records.repair import SearchPoint
 from quantlab.sizes import Sizes, sizes
 
@@ -51,7 +52,7 @@ def foretold(wanted: RepairAsk, ledger: Ledger) -> list[str]:
     bits = budget_of(wanted.bits, found.name, recipe, known.layers, formats, plan.group_size)
     return [
         _searched(known, found.name, formats, bits, plan),
-        _passes(wanted),
+        _passes(wanted, len(set(formats) & set(finer(recipe.format)))),
         *_seconds(wanted, known, formats, here.cores, cpu=not here.gpus or wanted.ask.config.device == "cpu"),
         *_calibrating(found.name, plan),
     ]
@@ -66,12 +67,14 @@ def _searched(known: Sizes, name: str, formats: tuple[str, ...], bits: float, pl
     )
 
 
-def _passes(wanted: RepairAsk) -> str:
-    batches = -(-wanted.samples // TOGETHER)
+def _passes(wanted: RepairAsk, smaller: int) -> str:
+    """`smaller`: formats of smaller groups, each of which is searched once by itself."""
+    batches, rounds = -(-wanted.samples // TOGETHER), wanted.rounds + smaller
+    also = f" and one in each of {smaller} sizes of groups" if smaller else ""
     return (
-        f"Search: {wanted.rounds} round(s) over {wanted.samples} sequences of {wanted.length} tokens, each "
+        f"Search: {wanted.rounds} round(s){also} over {wanted.samples} sequences of {wanted.length} tokens, each "
         f"{batches} x (16 bit forward, quantized forward and backward): "
-        f"{2 * batches * wanted.rounds} forward and {batches * wanted.rounds} backward passes. "
+        f"{2 * batches * rounds} forward and {batches * rounds} backward passes. "
         f"Curve: at most {wanted.points} mixtures on held-out text. Verdict: the suite."
     )
 

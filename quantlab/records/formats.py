@@ -224,7 +224,6 @@ def finer(base: str) -> tuple[str, ...]:
     return tuple(word for word in FORMATS if word.startswith(f"{base}_g"))
 
 
-
 def unserved(word: str) -> str:
     """What the plan says of a format that nobody serves; empty otherwise."""
     if FORMATS[word].trtllm or FORMATS[word].vllm:
