@@ -89,6 +89,7 @@ def at_its_own(groups: Sequence[GroupCost], there: Sequence[GroupCost], word: st
     return tuple(
         msgspec.structs.replace(
             group,
+            bits=group.bits | {word: own[group.layers].bits[word]},
             kl=group.kl | {word: own[group.layers].kl[word]},
             errors=group.errors | {word: own[group.layers].errors[word]},
         )

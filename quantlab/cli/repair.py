@@ -27,7 +27,9 @@ from quantlab.cli.run import _complete
 @click.option("--points", type=click.IntRange(1, 20), default=3, show_default=True, help="Mixtures on the curve.")
 @click.option("--samples", type=click.IntRange(1), default=8, show_default=True, help="Sequences the search reads.")
 @click.option("--length", type=click.IntRange(40), default=256, show_default=True, help="Tokens in each.")
-@click.option("--rounds", type=click.IntRange(1, 10), default=2, show_default=True, help="Rounds of the search.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 10), default=2, show_default=True, help="Rounds, if no smaller groups are kept."
+)
 @click.option("--suite", default="quick", show_default=True, help="Suite that the result is judged on.")
 @click.option("--policy", default="default", show_default=True, help="Policy name or file.")
 @click.option("--calibration-set", help="Calibration set, name or file, instead of the recipe's.")

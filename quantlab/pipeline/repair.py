@@ -113,14 +113,17 @@ class Repairer:
         return walker.calibration(found, recipe, Plan(recipe=name, group_size=group))
 
     def search(self, walker: Walker, donors: Sequence[Donor]) -> Sensitivity:
-        """All groups at the recipe and in its smaller groups, then those near the margin at the budget's mixture."""
-        base, costs = self.recipe.format, self._searched(walker, donors, SearchPoint())
-        for word in (word for word in self.formats if word in finer(base)):
-            whole = SearchPoint(kept={word: tuple(layer for group in costs.groups for layer in group.layers)})
-            there = self._searched(walker, donors, whole)
-            groups = budget.at_its_own(costs.groups, there.groups, word)
+        """All groups at the recipe, then those near the margin at the mixture that the budget would give; with smaller
+        groups among the formats instead of that once more where all layers have them."""
+        base = self.recipe.format
+        smaller = [donor for donor in donors if donor.format in finer(base)]
+        costs = self._searched(walker, [donor for donor in donors if donor not in smaller], SearchPoint())
+        for donor in smaller:
+            whole = SearchPoint(kept={donor.format: tuple(name for group in costs.groups for name in group.layers)})
+            there = self._searched(walker, [donors[0], donor], whole)
+            groups = budget.at_its_own(costs.groups, there.groups, donor.format)
             costs = msgspec.structs.replace(costs, groups=groups, seconds=costs.seconds + there.seconds)
-        for _ in range(1, self.wanted.rounds):
+        for _ in range(1, 1 if smaller else self.wanted.rounds):
             choice = budget.choose(costs.groups, base, self.formats, self.bits)
             point = budget.contested(costs.groups, base, self.formats, choice)
             if not point.halfway:

@@ -38,7 +38,8 @@ class RepairAsk:
     length: int = 256
     """Tokens in each."""
     rounds: int = 2
-    """Rounds of the search: the first at the recipe, each further one at the mixture that the budget would give."""
+    """Rounds of the search: the first at the recipe, each further one at the mixture that the budget would give. With
+    smaller groups among the formats there is one at the recipe and one in each of them."""
     out: str | None = None
     """File of the new recipe; None: calibration/<recipe>_<bits>bit.yaml."""
 
