@@ -155,20 +155,21 @@ def test_a_mixture_of_exports_is_modelopts_own_export_of_it(word: str, tiny_mode
 SMALLER = "int4_awq_g32"
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
 def test_smaller_groups_of_the_same_format_are_searched_by_awq_and_come_out_as_by_themselves(
-    tiny_model: Path, tmp_path: Path
+    rounding: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     eight = "model.layers.1.mlp.down_proj"
     keep = Keep(format=SMALLER, layers=KEPT), Keep(format="int8_wo", layers=(eight,))  # type: ignore[arg-type]
-    spec, whole = make(tiny_model, tmp_path / "whole", "int4_awq", *keep, group=64)
+    spec, whole = make(tiny_model, tmp_path / "whole", "int4_awq", *keep, group=64, rounding=rounding)
     assert {name: text for name, (passed, text) in verified(spec, whole).items() if not passed} == {}
     said = read_quantization(spec.into)
     sizes = {name: own.group_size for name, own in said.layers.items() if own.algorithm == "W4A16_AWQ"}
     assert {name for name, size in sizes.items() if size == 32} == set(KEPT)
     assert set(sizes.values()) == {32, 64}
     donors = [
-        donor(*make(tiny_model, tmp_path / "base", "int4_awq", group=64)),
-        donor(*make(tiny_model, tmp_path / "finer", "int4_awq", format=SMALLER)),
+        donor(*make(tiny_model, tmp_path / "base", "int4_awq", group=64, rounding=rounding)),
+        donor(*make(tiny_model, tmp_path / "finer", "int4_awq", format=SMALLER, rounding=rounding)),
         donor(*make(tiny_model, tmp_path / "eight", "int8_wo")),
     ]
     assert read_quantization(donors[1].path).group_size == 32

@@ -83,7 +83,7 @@ def weights(export: Exported) -> Finding:
     name, worst, mean = _worst(_residuals(export))
     text = f"rounding error {mean:.1%} of the weights, at most {worst:.1%} ({name})"
     good = worst <= (RESIDUAL[export.format] if export.quantized else 1.0)
-    if not export.rules.moves_scales and export.quantized:
+    if not export.rules.moves_scales and export.quantized and export.spec.recipe.rounding == "nearest":
         odd, least, same = _worst(export.each_layer(lambda layer: codes.share_equal(export, layer)), lowest=True)
         text += f"; {same:.3%} of codes equal to the source rounded again, at least {least:.3%} ({odd})"
         good &= least >= SAME_CODES

@@ -11,7 +11,7 @@ the others: AWQ searches each layer by itself, whatever its groups.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,21 @@ def calibrate(
         algorithm: the recipe's own; kept layers take the largest magnitude.
         run: ModelOpt's `calibrate`.
     """
-    own_kind = (recipe.format, *finer(recipe.format))
-    kept = [name for name in quantizers if recipe.format_of(layer_of(name)) not in own_kind]
+    own = set(of_own_kind(recipe, map(layer_of, quantizers)))
+    kept = [name for name in quantizers if layer_of(name) not in own]
     if kept:
         seeing = feed is not None and any(name.endswith("input_quantizer") for name in kept)
         ranges = Feed(feed.batches, "max", feed.reporter) if feed is not None and seeing else None
-        with _off(model, [name for name in quantizers if name not in set(kept)]):
+        with off(model, [name for name in quantizers if name not in set(kept)]):
             run(model, "max", forward_loop=ranges)
-    with _off(model, kept):
+    with off(model, kept):
         run(model, algorithm, forward_loop=feed)
+
+
+def of_own_kind(recipe: Recipe, layers: Iterable[str]) -> tuple[str, ...]:
+    """The layers in the recipe's own format, in groups of whatever size."""
+    own = (recipe.format, *finer(recipe.format))
+    return tuple(layer for layer in layers if recipe.format_of(layer) in own)
 
 
 def layer_of(quantizer: str) -> str:
@@ -60,7 +66,8 @@ def layer_of(quantizer: str) -> str:
 
 
 @contextmanager
-def _off(model: nn.Module, quantizers: Sequence[str]) -> Iterator[None]:
+def off(model: nn.Module, quantizers: Sequence[str]) -> Iterator[None]:
+    """These quantizers do nothing meanwhile."""
     found: list[Any] = [model.get_submodule(name) for name in quantizers]
     for quantizer in found:
         quantizer.disable()

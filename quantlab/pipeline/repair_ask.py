@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -31,6 +32,8 @@ class RepairAsk:
     keep: tuple[str, ...] = ()
     """Formats in which layers may be kept; empty: for int4_awq its own smaller groups and int8_wo, int8_wo for other
     4-bit weights with 16-bit activations, fp8 for other recipes below 8 bits, else bf16."""
+    rounding: Literal["compensated", "nearest"] = "compensated"
+    """How the new recipe rounds its int4 weights, where it has any and calibration text (calibrate/compensate.py)."""
     points: int = 3
     """Mixtures on the curve, the chosen one among them."""
     samples: int = 8
@@ -89,6 +92,12 @@ def check(resolved: Resolved, recipe: Recipe, name: str) -> None:
     if resolved.ask.engine != "torch":
         cure = "Leave --engine out: engine torch measures every mixture."
         raise BadInput("a repair is measured by engine torch.", place=f"--engine {resolved.ask.engine}", cure=cure)
+
+
+def compensated(recipe: Recipe, rounding: Literal["compensated", "nearest"]) -> Recipe:
+    """The recipe as the new one starts from it: the same bits, rounded as asked where that can be had."""
+    able = recipe.format == "int4_awq" and recipe.calibration is not None
+    return msgspec.structs.replace(recipe, rounding=rounding) if able else recipe
 
 
 def formats_of(asked: Sequence[str], recipe: Recipe, group: int | None) -> tuple[str, ...]:

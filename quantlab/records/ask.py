@@ -120,6 +120,9 @@ class Recipe(Ask, frozen=True, kw_only=True):
     group_size: int | Literal["auto", "strict"] | None = None
     """Weights that share a scale. auto: the preset's own, or the largest supported divisor where it does not divide a
     layer's input width. strict: the preset's own, or a refusal. A number is meant exactly. null: no groups."""
+    rounding: Literal["nearest", "compensated"] = "nearest"
+    """Of int4 weights. compensated: column by column, the later ones making good what the earlier ones lost on the
+    calibration text (calibrate/compensate.py); it costs no bits."""
     export: Literal["unified", "folded"] = "unified"
     """unified: ModelOpt's Hugging Face export. folded: the rounded weights written back in 16 bit, for formats that
     no export knows; such a checkpoint is marked as a simulation and never timed."""
