@@ -19,10 +19,13 @@ FUSED = re.compile(r"(?P<block>.*)\.(?:(?P<first>[qkv]_proj)|(?P<second>gate_pro
 
 
 class Named(Protocol):
-    """A layer of which the name counts here."""
+    """A layer of which name and width count here."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> int: ...
 
 
 def groups(layers: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -41,9 +44,12 @@ def others(recipe: Recipe) -> tuple[str, ...]:
 
 
 def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) -> Iterator[str]:
-    """Why these layers cannot be kept so. `layers`: all that the preset quantizes; empty where they are not known.
+    """Why these layers cannot be kept, or rounded, so. `layers`: all that the preset quantizes; empty where they are not known.
     `group`: weights that share a scale in the recipe's own format."""
+    layers = tuple(layers)
     names = tuple(layer.name for layer in layers)
+    if text := unlearned(recipe, layers):
+        yield text
     if not recipe.keep or not names:
         return
     for each in recipe.keep:
@@ -55,6 +61,20 @@ def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) 
     for group in groups(names):
         if len({recipe.format_of(name) for name in group}) > 1:
             yield f"keep tears {', '.join(group)} apart, which runtimes fuse. Keep all of them or none."
+
+
+def unlearned(recipe: Recipe, layers: Iterable[Named]) -> str:
+    """Why compensated rounding has too little text for these layers; empty where it has enough. What fewer tokens than
+    inputs show of them is mostly chance, and rounding by it loses more than it saves."""
+    widest = max((layer.inputs for layer in layers), default=0)
+    text = recipe.calibration
+    tokens = text.samples * text.length if text else 0
+    if recipe.rounding != "compensated" or tokens >= widest:
+        return ""
+    return (
+        f"compensated rounding learns from the calibration text what {widest:,} inputs do together, and {tokens:,} tokens "
+        f"are fewer. Calibrate on several times {widest:,}, or write rounding: nearest."
+    )
 
 
 def unserved(recipe: Recipe) -> str:

@@ -67,11 +67,11 @@ class Repairer:
         require_none(self.resolved, "repair")
         self.found, self.recipe = self.resolved.recipes[-1]
         check(self.resolved, self.recipe, self.found.name)
-        self.better = compensated(self.recipe, wanted.rounding)
         self.host = machine.describe()
         self.weights = weights_of(self.resolved, ledger, watch)
         self.plans = dict(plans_of(self.resolved, self.weights, self.host, ledger))
         self.formats = formats_of(wanted.keep, self.recipe, self.group)
+        self.better = compensated(self.recipe, wanted.rounding, self.layers)
         self.bits = budget_of(wanted.bits, self.found.name, self.recipe, self.layers, self.formats, self.group)
         self.out = Path(wanted.out or f"calibration/{self.found.name}_{self.bits:g}bit.yaml")
 

@@ -94,10 +94,11 @@ def check(resolved: Resolved, recipe: Recipe, name: str) -> None:
         raise BadInput("a repair is measured by engine torch.", place=f"--engine {resolved.ask.engine}", cure=cure)
 
 
-def compensated(recipe: Recipe, rounding: Literal["compensated", "nearest"]) -> Recipe:
+def compensated(recipe: Recipe, rounding: Literal["compensated", "nearest"], layers: Sequence[Layer]) -> Recipe:
     """The recipe as the new one starts from it: the same bits, rounded as asked where that can be had."""
-    able = recipe.format == "int4_awq" and recipe.calibration is not None
-    return msgspec.structs.replace(recipe, rounding=rounding) if able else recipe
+    better = msgspec.structs.replace(recipe, rounding=rounding)
+    able = recipe.format == "int4_awq" and not kept.unlearned(better, layers)
+    return better if able else recipe
 
 
 def formats_of(asked: Sequence[str], recipe: Recipe, group: int | None) -> tuple[str, ...]:
