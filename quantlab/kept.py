@@ -44,8 +44,13 @@ def others(recipe: Recipe) -> tuple[str, ...]:
 
 
 def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) -> Iterator[str]:
-    """Why these layers cannot be kept, or rounded, so. `layers`: all that the preset quantizes; empty where they are not known.
-    `group`: weights that share a scale in the recipe's own format."""
+    """Why these layers cannot be kept, or rounded, so.
+
+    Args:
+        recipe: the recipe.
+        layers: all that the preset quantizes; empty where they are not known.
+        group: weights that share a scale in the recipe's own format.
+    """
     layers = tuple(layers)
     names = tuple(layer.name for layer in layers)
     if text := unlearned(recipe, layers):
@@ -58,9 +63,9 @@ def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) 
         for wildcard in each.layers:
             if not any(fnmatchcase(name, wildcard) for name in names):
                 yield f"keep names {wildcard}, and no quantized layer is called that."
-    for group in groups(names):
-        if len({recipe.format_of(name) for name in group}) > 1:
-            yield f"keep tears {', '.join(group)} apart, which runtimes fuse. Keep all of them or none."
+    for together in groups(names):
+        if len({recipe.format_of(name) for name in together}) > 1:
+            yield f"keep tears {', '.join(together)} apart, which runtimes fuse. Keep all of them or none."
 
 
 def unlearned(recipe: Recipe, layers: Iterable[Named]) -> str:
@@ -72,8 +77,8 @@ def unlearned(recipe: Recipe, layers: Iterable[Named]) -> str:
     if recipe.rounding != "compensated" or tokens >= widest:
         return ""
     return (
-        f"compensated rounding learns from the calibration text what {widest:,} inputs do together, and {tokens:,} tokens "
-        f"are fewer. Calibrate on several times {widest:,}, or write rounding: nearest."
+        f"compensated rounding learns from the calibration text what {widest:,} inputs do together, and {tokens:,} "
+        f"tokens are fewer. Calibrate on several times {widest:,}, or write rounding: nearest."
     )
 
 

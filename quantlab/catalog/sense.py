@@ -31,9 +31,9 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
         yield ("format",), "nothing here writes this format.", cure
         return
     yield from _keep(record)
-    if record.rounding == "compensated" and not (record.format.startswith("int4") and record.calibration):
-        cure = "Write rounding: nearest, or an int4 recipe with calibration."
-        yield ("rounding",), "compensated rounding is for int4 weights and takes calibration text.", cure
+    if record.rounding == "compensated" and not (record.format.startswith("int4_awq") and record.calibration):
+        cure = "Write rounding: nearest, or format: int4_awq with calibration."
+        yield ("rounding",), "compensated rounding stands on AWQ's scales and takes calibration text.", cure
     if isinstance(record.group_size, int):
         yield from _least(record.group_size, 1, "group_size")
     if record.group_size is not None and not FORMATS[record.format].grouped:

@@ -108,7 +108,8 @@ class Recipe(Ask, frozen=True, kw_only=True):
     preset: str | None
     """Name of a configuration in modelopt.torch.quantization; null quantizes nothing (the baseline is a recipe)."""
     format: Literal["bf16", "fp8", "fp8_rowwise", "int8_sq", "int8_wo", "int4_awq", "int4_awq_g64",
-                    "int4_awq_g32", "int4", "w4a8_awq", "nvfp4", "nvfp4_awq", "mxfp8", "mxfp4", "int8_rowwise", "other"]  # fmt: skip
+                    "int4_awq_g32", "int4", "w4a8_awq", "nvfp4", "nvfp4_awq", "mxfp8", "mxfp4", "int8_rowwise",
+                    "other"]  # fmt: skip
     """What the exported weights are; engines and checks read this. Each is explained in formats.py. The last two are
     only found in checkpoints that were made elsewhere (finished.py)."""
     overrides: tuple[QuantizerOverride, ...] = ()
