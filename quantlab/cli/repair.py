@@ -26,8 +26,8 @@ from quantlab.cli.run import _complete
 )
 @click.option(
     "--rounding",
-    type=click.Choice(["compensated", "nearest"]),
-    default="compensated",
+    type=click.Choice(["nearest", "compensated"]),
+    default="nearest",
     show_default=True,
     help="Of the new recipe's int4 weights.",
 )

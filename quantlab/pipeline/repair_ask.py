@@ -32,8 +32,9 @@ class RepairAsk:
     keep: tuple[str, ...] = ()
     """Formats in which layers may be kept; empty: for int4_awq its own smaller groups and int8_wo, int8_wo for other
     4-bit weights with 16-bit activations, fp8 for other recipes below 8 bits, else bf16."""
-    rounding: Literal["compensated", "nearest"] = "compensated"
-    """How the new recipe rounds its int4 weights, where it has any and calibration text (calibrate/compensate.py)."""
+    rounding: Literal["nearest", "compensated"] = "nearest"
+    """How the new recipe rounds its int4 weights. compensated (calibrate/compensate.py) gains on text like the
+    calibration's, and little on other text where there is little of it; without text it is not done."""
     points: int = 3
     """Mixtures on the curve, the chosen one among them."""
     samples: int = 8
@@ -94,7 +95,7 @@ def check(resolved: Resolved, recipe: Recipe, name: str) -> None:
         raise BadInput("a repair is measured by engine torch.", place=f"--engine {resolved.ask.engine}", cure=cure)
 
 
-def compensated(recipe: Recipe, rounding: Literal["compensated", "nearest"], layers: Sequence[Layer]) -> Recipe:
+def compensated(recipe: Recipe, rounding: Literal["nearest", "compensated"], layers: Sequence[Layer]) -> Recipe:
     """The recipe as the new one starts from it: the same bits, rounded as asked where that can be had."""
     better = msgspec.structs.replace(recipe, rounding=rounding)
     able = recipe.format == "int4_awq" and not kept.unlearned(better, layers)
