@@ -53,6 +53,7 @@ def ask(place: Path, bits: float | None = 6.0, recipe: str = "awq.yaml", **chang
         stages=("calibrate", "verify", "fidelity", "accuracy"),  # random weights are no language model
     )
     made = pipeline.RepairAsk(ask=words, bits=bits, length=64, samples=2, points=1, out=str(place / "out.yaml"))
+    made = dataclasses.replace(made, keep=("int4_awq_g32", "int8_wo"))
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 

@@ -30,8 +30,8 @@ class RepairAsk:
     bits: float | None = None
     """Most bits a weight; None: half a bit more than the recipe takes."""
     keep: tuple[str, ...] = ()
-    """Formats in which layers may be kept; empty: for int4_awq its own smaller groups and int8_wo, int8_wo for other
-    4-bit weights with 16-bit activations, fp8 for other recipes below 8 bits, else bf16."""
+    """Formats in which layers may be kept; empty: int8_wo for 4-bit weights with 16-bit activations, fp8 for other
+    recipes below 8 bits, else bf16."""
     rounding: Literal["nearest", "compensated"] = "nearest"
     """How the new recipe rounds its int4 weights. compensated (calibrate/compensate.py) gains on text like the
     calibration's, and little on other text where there is little of it; without text it is not done."""
@@ -111,7 +111,7 @@ def formats_of(asked: Sequence[str], recipe: Recipe, group: int | None) -> tuple
     low = FORMATS[recipe.format].bits < 8
     own = "bf16" if not low else "int8_wo" if recipe.format in ("int4_awq", "int4") else "fp8"
     smaller = tuple(word for word in finer(recipe.format) if (FORMATS[word].group or 0) < (group or OWN_GROUP))
-    words = tuple(dict.fromkeys(asked)) or (*smaller, own)
+    words = tuple(dict.fromkeys(asked)) or (own,)
     for word in words:
         if FORMATS[word].group and word not in smaller:
             cure = f"Take {', '.join(smaller)}." if smaller else "Take --keep int8_wo."
