@@ -56,7 +56,8 @@ def blockwise(
         cpu: float32 in the machine's memory, instead of 16 bit on a GPU.
     """
     blocks = _blocks(sizes.layers)
-    if recipe.preset is None or recipe.export == "folded" or architecture not in BLOCKS or not blocks:
+    whole = recipe.keep or recipe.export == "folded" or recipe.rounding == "compensated"
+    if recipe.preset is None or whole or architecture not in BLOCKS or not blocks:
         return None
     width, libraries = (4, costs.LIBRARIES_BYTES) if cpu else (2, costs.GPU_LIBRARIES_BYTES)
     batch = costs.batch_of(recipe, sizes.shape, eye, max(memory - libraries, 0))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from quantlab.records.repair import GroupCost, SearchPoint
 
 Choice = dict[tuple[str, ...], str]
@@ -79,6 +81,20 @@ def renewed(groups: Sequence[GroupCost], again: Sequence[GroupCost]) -> tuple[Gr
     """`groups` with those that were asked again in place of their former selves."""
     newer = {group.layers: group for group in again}
     return tuple(newer.get(group.layers, group) for group in groups)
+
+
+def at_its_own(groups: Sequence[GroupCost], there: Sequence[GroupCost], word: str) -> tuple[GroupCost, ...]:
+    """`groups`, with the cost of `word` from `there`: the search at the model that has all layers in it."""
+    own = {group.layers: group for group in there}
+    return tuple(
+        msgspec.structs.replace(
+            group,
+            bits=group.bits | {word: own[group.layers].bits[word]},
+            kl=group.kl | {word: own[group.layers].kl[word]},
+            errors=group.errors | {word: own[group.layers].errors[word]},
+        )
+        for group in groups
+    )
 
 
 def cost(group: GroupCost, word: str) -> float:

@@ -40,9 +40,10 @@ QUESTION = 64
 """Tokens about a picture; the sets' own are not read for a plan."""
 FLOPS_A_CORE = 4e10
 """float32 operations a second of one x86 core: 171 tokens/s of SmolLM2-135M with AVX2, 250 with AVX-512."""
-PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0, "nvfp4_awq": 12.0}
+PASSES = {"fp8": 1.3, "int8_sq": 1.3, "nvfp4": 1.3, "int4_awq": 12.0, "w4a8_awq": 12.0, "nvfp4_awq": 12.0,
+          "int4_awq_g64": 12.0, "int4_awq_g32": 12.0}  # fmt: skip
 """Cost of calibrating in forward passes: fake quantization, and AWQ's search over 11 strengths."""
-CALLS = {"int4_awq": 2, "w4a8_awq": 2, "nvfp4_awq": 2}
+CALLS = {"int4_awq": 2, "int4_awq_g64": 2, "int4_awq_g32": 2, "w4a8_awq": 2, "nvfp4_awq": 2}
 """How often the data are fed: AWQ measures, then searches. The vision tower looks each time."""
 
 

@@ -32,7 +32,12 @@ FORMAT_OF = {
     "AWQ_GEMM": "int4_awq",
     **{f"GPTQ_{word}": form for word, form in (("4", "int4"), ("V2_4", "int4"), ("8", "int8_wo"), ("V2_8", "int8_wo"))},
     "NVFP4_PACKED": "nvfp4",
-    **{str(word): form for form, each in FORMATS.items() if form not in ("bf16", "int4") for word in each.algorithms},
+    **{
+        str(word): form
+        for form, each in reversed(FORMATS.items())  # of several forms of int4_awq the first
+        if form not in ("bf16", "int4")
+        for word in each.algorithms
+    },
 }
 """Key of a reader -> format. Int4 of ModelOpt is told apart by its tensors: without AWQ nothing was moved."""
 PRODUCERS = {"compressed-tensors": "compressed-tensors", "autoawq": "AutoAWQ", "gptq": "GPTQ", "fp8": "AutoFP8"}

@@ -12,16 +12,20 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from quantlab.records import FORMATS, Recipe
+from quantlab.records.formats import finer
 
 FUSED = re.compile(r"(?P<block>.*)\.(?:(?P<first>[qkv]_proj)|(?P<second>gate_proj|up_proj))")
 """Layers that share an input and that every fast runtime computes as one product."""
 
 
 class Named(Protocol):
-    """A layer of which the name counts here."""
+    """A layer of which name and width count here."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> int: ...
 
 
 def groups(layers: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -39,18 +43,55 @@ def others(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each.format for each in recipe.keep if each.format != "bf16"))
 
 
-def refusals(recipe: Recipe, layers: Iterable[Named]) -> Iterator[str]:
-    """Why these layers cannot be kept so. `layers`: all that the preset quantizes; empty where they are not known."""
+def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) -> Iterator[str]:
+    """Why these layers cannot be kept, or rounded, so.
+
+    Args:
+        recipe: the recipe.
+        layers: all that the preset quantizes; empty where they are not known.
+        group: weights that share a scale in the recipe's own format.
+    """
+    layers = tuple(layers)
     names = tuple(layer.name for layer in layers)
+    if text := unlearned(recipe, layers):
+        yield text
     if not recipe.keep or not names:
         return
     for each in recipe.keep:
+        if each.format in finer(recipe.format) and group and (size := FORMATS[each.format].group) and size >= group:
+            yield f"{each.format} has groups of {size}, no smaller than the recipe's own of {group}."
         for wildcard in each.layers:
             if not any(fnmatchcase(name, wildcard) for name in names):
                 yield f"keep names {wildcard}, and no quantized layer is called that."
-    for group in groups(names):
-        if len({recipe.format_of(name) for name in group}) > 1:
-            yield f"keep tears {', '.join(group)} apart, which runtimes fuse. Keep all of them or none."
+    for together in groups(names):
+        if len({recipe.format_of(name) for name in together}) > 1:
+            yield f"keep tears {', '.join(together)} apart, which runtimes fuse. Keep all of them or none."
+
+
+def unlearned(recipe: Recipe, layers: Iterable[Named]) -> str:
+    """Why compensated rounding has too little text for these layers; empty where it has enough. What fewer tokens than
+    inputs show of them is mostly chance, and rounding by it loses more than it saves."""
+    widest = max((layer.inputs for layer in layers), default=0)
+    text = recipe.calibration
+    tokens = text.samples * text.length if text else 0
+    if recipe.rounding != "compensated" or tokens >= widest:
+        return ""
+    return (
+        f"compensated rounding learns from the calibration text what {widest:,} inputs do together, and {tokens:,} "
+        f"tokens are fewer. Calibrate on several times {widest:,}, or write rounding: nearest."
+    )
+
+
+def unserved(recipe: Recipe) -> str:
+    """What the plan says of a mixture that no server loads; empty otherwise. vLLM's way in converts one format."""
+    words = (recipe.format, *others(recipe))
+    lacking = [word for word in words if not FORMATS[word].trtllm]
+    if len(words) == 1 or not lacking:
+        return ""
+    return (
+        f"No server is known here that loads {' and '.join(words)} in one checkpoint (TensorRT-LLM has nothing for "
+        f"{' and '.join(lacking)}). Engine torch scores it."
+    )
 
 
 def bits(recipe: Recipe, layers: Iterable[tuple[str, int, int]], group: int) -> float:

@@ -105,7 +105,7 @@ def plan(
     refusals += [*_architecture(model), *sight.refusals(model, recipe, suite, calibration)]
     sets = sight.data(suite)
     refusals += [*_state(model, weights_path), *_packages(suite), *too_long(suite, sizes.shape), *sets[1]]
-    refusals += kept.refusals(recipe, sizes.layers)
+    refusals += kept.refusals(recipe, sizes.layers, group)
     notes += [*sets[0], *_numerics(recipe, gpu.compute_capability if gpu else None), *_unknown(model, recipe, sizes)]
     made = Plan(recipe=recipe_name, group_size=group)
     if sizes.total:
@@ -169,7 +169,7 @@ def _numerics(recipe: Recipe, capability: str | None) -> Iterator[str]:
     what = f"compute capability {capability}" if capability else "a CPU"
     if recipe.format == "fp8" and not native:
         yield f"FP8 is emulated on {what}: scores are right, its speed says nothing about FP8 hardware."
-    if text := unserved(recipe.format):
+    if text := unserved(recipe.format) or kept.unserved(recipe):
         yield text
     if recipe.kv_cache == "fp8" and not native:
         yield "The FP8 key/value cache is emulated too: right scores, no memory saved here."

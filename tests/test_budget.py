@@ -98,3 +98,32 @@ def test_it_stays_within_the_budget_and_one_group_of_the_best(costs: list[tuple[
             if budget.mean_bits(groups, "int4", {one.layers: "fp8" for one in some}) <= bits + 1e-9:
                 best = max(best, sum(one.kl["int4"] for one in some))
     assert saved >= best - max(one.kl["int4"] for one in groups) - 1e-9
+
+
+def three(name: str, low: float, middle: float) -> GroupCost:
+    """Half a bit a weight buys `low - middle`, four bits all of it."""
+    return GroupCost(
+        layers=(name,),
+        weights=100,
+        bits={"int4_awq": 450, "int4_awq_g32": 500, "int8_wo": 805},
+        kl={"int4_awq": low, "int4_awq_g32": middle, "int8_wo": 0.0},
+        errors={"int4_awq": 0.0, "int4_awq_g32": 0.0, "int8_wo": 0.0},
+    )
+
+
+def test_smaller_groups_are_a_step_on_the_way_to_8_bits() -> None:
+    groups, words = [three("a", 1.2, 0.9), three("b", 0.2, 0.1)], ("int4_awq_g32", "int8_wo")
+    chosen = [budget.choose(groups, "int4_awq", words, bits) for bits in (4.75, 6.3, 6.6, 8.0)]
+    assert chosen == [
+        {("a",): "int4_awq_g32"},  # 0.3 nats for 50 bits, before 0.9 for another 305
+        {("a",): "int8_wo"},
+        {("a",): "int8_wo", ("b",): "int4_awq_g32"},
+        {("a",): "int8_wo", ("b",): "int4_awq_g32"},
+    ]
+
+
+def test_a_format_costs_what_it_costs_where_all_layers_have_it() -> None:
+    there = [three("a", 7.0, 0.5), three("b", 7.0, 0.15)]
+    found = budget.at_its_own([three("a", 0.9, 0.6), three("b", 0.2, 0.1)], there, "int4_awq_g32")
+    assert [group.kl["int4_awq_g32"] for group in found] == [0.5, 0.15]
+    assert [group.kl["int4_awq"] for group in found] == [0.9, 0.2]

@@ -31,9 +31,13 @@ from tests.test_calibrate_modelopt import ROOT, job
 KEPT = ("model.layers.0.mlp.down_proj", *(f"model.layers.1.self_attn.{letter}_proj" for letter in "qkv"))
 
 
-def make(source: Path, into: Path, name: str, *keep: Keep) -> tuple[CalibrateJob, Calibrated]:
-    spec = job(source, into, name, keep=keep)
+def make(source: Path, into: Path, name: str, *keep: Keep, **changes: Any) -> tuple[CalibrateJob, Calibrated]:
+    spec = job(source, into, name, keep=keep, **changes)
     return spec, modelopt.run(spec, Reporter())
+
+
+def donor(spec: CalibrateJob, made: Calibrated) -> Donor:
+    return Donor(format=spec.recipe.format, calibrated=made, path=spec.into, recipe=spec)
 
 
 def verified(spec: CalibrateJob, made: Calibrated) -> dict[str, tuple[bool, str]]:
@@ -146,6 +150,66 @@ def test_a_mixture_of_exports_is_modelopts_own_export_of_it(word: str, tiny_mode
     ids = torch.arange(2, 34).unsqueeze(0)
     logits = [open_model(f, torch.float32, "cpu", native_fp8=False)(ids).logits for f in (tmp_path / "mix", spec.into)]
     assert torch.equal(*logits)
+
+
+SMALLER = "int4_awq_g32"
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_smaller_groups_of_the_same_format_are_searched_by_awq_and_come_out_as_by_themselves(
+    rounding: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    eight = "model.layers.1.mlp.down_proj"
+    keep = Keep(format=SMALLER, layers=KEPT), Keep(format="int8_wo", layers=(eight,))  # type: ignore[arg-type]
+    spec, whole = make(tiny_model, tmp_path / "whole", "int4_awq", *keep, group=64, rounding=rounding)
+    assert {name: text for name, (passed, text) in verified(spec, whole).items() if not passed} == {}
+    said = read_quantization(spec.into)
+    sizes = {name: own.group_size for name, own in said.layers.items() if own.algorithm == "W4A16_AWQ"}
+    assert {name for name, size in sizes.items() if size == 32} == set(KEPT)
+    assert set(sizes.values()) == {32, 64}
+    donors = [
+        donor(*make(tiny_model, tmp_path / "base", "int4_awq", group=64, rounding=rounding)),
+        donor(*make(tiny_model, tmp_path / "finer", "int4_awq", format=SMALLER, rounding=rounding)),
+        donor(*make(tiny_model, tmp_path / "eight", "int8_wo")),
+    ]
+    assert read_quantization(donors[1].path).group_size == 32
+    mix = MixJob(
+        base=donors[0],
+        others=tuple(donors[1:]),
+        kept={SMALLER: KEPT, "int8_wo": (eight,)},
+        into=str(tmp_path / "mix"),
+    )
+    found = compose.run(mix, Reporter())
+    ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (tmp_path / "mix", spec.into))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert read_quantization(tmp_path / "mix").layers == said.layers
+    assert found.checkpoint.bits_per_weight == whole.checkpoint.bits_per_weight
+    shapes = weights.shapes(spec.weights.path)
+    planned = kept.bits(spec.recipe, [(name, *shapes[f"{name}.weight"]) for name in whole.layers], 64)
+    assert whole.checkpoint.bits_per_weight == pytest.approx(planned, rel=0.02)
+
+
+def test_smaller_groups_alone_are_a_mixture_too_and_tensorrt_llm_has_no_kernel_for_32(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    spec, made = make(tiny_model, tmp_path / "whole", "int4_awq", Keep(format=SMALLER, layers=KEPT), group=64)  # type: ignore[arg-type]
+    assert {name: text for name, (passed, text) in verified(spec, made).items() if not passed} == {}
+    assert read_quantization(spec.into).algorithm == MIXED
+    ids = torch.arange(2, 34).unsqueeze(0)
+    assert bool(torch.isfinite(open_model(spec.into, torch.float32, "cpu", native_fp8=False)(ids).logits).all())
+    found = {check.name: check for check in lint_trtllm(spec.into)}
+    assert found["layers"].passed, found["layers"]
+    assert not found["group_size"].passed
+    assert found["group_size"].finding.startswith("groups of 32;")
+
+
+def test_groups_that_are_no_smaller_are_refused() -> None:
+    keep = (Keep(format="int4_awq_g64", layers=("*.mlp.*",)),)
+    recipe = Recipe(summary="", preset="INT4_AWQ_CFG", format="int4_awq", keep=keep)
+    (why,) = kept.refusals(recipe, LAYERS, 64)
+    assert "no smaller than the recipe's own of 64" in why
+    assert list(kept.refusals(recipe, LAYERS, 128)) == []
 
 
 def searching(source_: Path, folder: Path, samples: int) -> SearchJob:

@@ -66,7 +66,7 @@ def weights_of(folder: Path) -> Weights:
     )
 
 
-def job(source: Path, into: Path, name: str, **changes: Any) -> CalibrateJob:
+def job(source: Path, into: Path, name: str, group: int = 32, **changes: Any) -> CalibrateJob:
     recipe = msgspec.structs.replace(RECIPES[name], **changes)
     grouped = FORMATS[recipe.format].grouped
     return CalibrateJob(
@@ -74,7 +74,7 @@ def job(source: Path, into: Path, name: str, **changes: Any) -> CalibrateJob:
         model=Model(word="tiny", source="path", location=str(source), chat=True),
         recipe=recipe,
         recipe_name=name,
-        group_size=32 if grouped else None,
+        group_size=group if grouped else None,
         set=SET if recipe.calibration else None,
         set_folder=str(ROOT / "calibration" / "sets"),
         into=str(into),

@@ -21,7 +21,7 @@ RECIPE = """\
 summary: AWQ on very little text
 preset: INT4_AWQ_CFG
 format: int4_awq
-group_size: 32
+group_size: 64
 calibration: {set: python-docs, samples: 4, length: 32}
 """
 SUITE = f"""\
@@ -53,6 +53,7 @@ def ask(place: Path, bits: float | None = 6.0, recipe: str = "awq.yaml", **chang
         stages=("calibrate", "verify", "fidelity", "accuracy"),  # random weights are no language model
     )
     made = pipeline.RepairAsk(ask=words, bits=bits, length=64, samples=2, points=1, out=str(place / "out.yaml"))
+    made = dataclasses.replace(made, keep=("int4_awq_g32", "int8_wo"))
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -79,7 +80,7 @@ def test_the_new_recipe_is_one_like_any_other_and_gives_what_the_curve_promised(
 ) -> None:
     found, _ = done
     read = catalog.recipe(str(place / "out.yaml"))
-    assert read.record.keep[0].format == "int8_wo"  # type: ignore[union-attr]
+    assert {part.format for part in read.record.keep} == {"int4_awq_g32", "int8_wo"}  # type: ignore[union-attr]
     assert read.path.read_text() == found.recipe_text
     baseline, _, after = found.run.candidates
     assert (baseline.verdict.status, after.recipe_name, after.failure) == ("baseline", "out", None)
@@ -128,7 +129,7 @@ def test_another_budget_searches_nothing_again(done: tuple[Repair, Ledger], plac
 
 
 @pytest.mark.parametrize(
-    ("bits", "problem"), [(4.0, "itself takes 5 bits"), (5.001, "no group of layers fits"), (9.0, "nothing is left")]
+    ("bits", "problem"), [(4.0, "itself takes 4.5 bits"), (4.501, "no group of layers fits"), (9.0, "nothing is left")]
 )
 def test_a_budget_that_buys_nothing_is_refused(
     done: tuple[Repair, Ledger], place: Path, bits: float, problem: str
@@ -153,8 +154,10 @@ def test_what_cannot_be_repaired_is_refused(done: tuple[Repair, Ledger], place: 
 def test_a_dry_run_says_formats_budget_and_passes_and_computes_nothing(place: Path) -> None:
     ledger = Ledger(place / "dry")
     said = " ".join(pipeline.foretold(ask(place, samples=5, rounds=3), ledger))
-    assert "int8_wo; budget 6 bits a weight" in said
-    assert "12 forward and 6 backward passes" in said  # 3 rounds x 2 batches of at most 4 sequences
+    assert "int4_awq_g32 or int8_wo; budget 6 bits a weight" in said
+    assert "8 forward and 4 backward passes" in said  # 2 formats x 2 batches of at most 4 sequences
+    said = " ".join(pipeline.foretold(ask(place, samples=5, rounds=3, keep=("int8_wo",)), ledger))
+    assert "12 forward and 6 backward passes" in said  # 3 rounds x 2 batches
     assert not list(ledger.entries())
     with pytest.raises(BadInput, match="itself takes"):
         pipeline.foretold(ask(place, bits=4.0), ledger)

@@ -3,7 +3,8 @@
 A layer comes out of ModelOpt the same whether its neighbours are quantized or not (mixed.py), so a mixture can be put
 together from tensors, in seconds where AWQ's search takes minutes: tests hold it against ModelOpt's own export of the
 same mixture, bit for bit. What AWQ folded into a norm goes back where the layers behind that norm are taken from
-elsewhere; they share one, so all of them change together (kept.py).
+elsewhere, and the norm comes along from an export that folded its own; they share one, so all of them change together
+(kept.py).
 
 Only the curve of a repair is measured on such mixtures. What it chooses is calibrated and exported by ModelOpt.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,16 +80,28 @@ def mixture(spec: MixJob) -> Any:
 
 def _tensors(base: Exported, others: dict[str, Exported], wanted: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
     """Name in the file -> tensor."""
-    elsewhere = {name for names in wanted.values() for name in names}
-    given_back = {damage.norm_of(base, name) for group in kept.groups(base.layers) for name in group[:1]
-                  if name in elsewhere} if base.rules.moves_scales else set()  # fmt: skip
+    elsewhere = {name: word for word, names in wanted.items() for name in names}
+    norms = _norms(base, {name: others.get(word) for name, word in elsewhere.items()})
     found: dict[str, Tensor] = {}
     for name, header in base.made.items():
         if name.rpartition(".")[0] not in elsewhere:
-            found[header["stored"]] = base.read_source(name) if name in given_back else base.read(name)
+            found[header["stored"]] = norms.get(name, base.read)(name)
     for word, names in wanted.items():
         for layer in names:
             found |= _layer(base, others.get(word), layer)
+    return found
+
+
+def _norms(base: Exported, elsewhere: dict[str, Exported | None]) -> dict[str | None, Callable[[str], Tensor]]:
+    """Norm that AWQ changed and whose layers come from elsewhere -> how it is read: from the weights, or from an export
+    that folded scales of its own into it."""
+    found: dict[str | None, Callable[[str], Tensor]] = {}
+    for first in (first for first, *_ in kept.groups(base.layers) if first in elsewhere):
+        if base.rules.moves_scales and (norm := damage.norm_of(base, first)):
+            found[norm] = base.read_source
+        other = elsewhere[first]
+        if other is not None and other.rules.moves_scales and (norm := damage.norm_of(other, first)):
+            found[norm] = other.read
     return found
 
 
@@ -119,5 +133,5 @@ def _say(spec: MixJob, layers: tuple[str, ...], folder: Path) -> None:
 
 def _words(spec: MixJob, word: str) -> dict[str, Any]:
     rules = FORMATS[word]
-    grouped = {"group_size": spec.base.calibrated.checkpoint.group_size} if rules.grouped else {}
-    return {"quant_algo": rules.algorithms[0], **grouped}
+    size = rules.group or spec.base.calibrated.checkpoint.group_size
+    return {"quant_algo": rules.algorithms[0], **({"group_size": size} if rules.scales == "group" else {})}

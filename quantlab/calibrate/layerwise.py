@@ -92,6 +92,9 @@ def run(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, notes: S
     if spec.recipe.keep:
         cure = "Take a machine that holds the whole model."
         raise Refused("layers in two formats are not calibrated block by block.", place=spec.recipe_name, cure=cure)
+    if spec.recipe.rounding == "compensated":
+        cure = "Take a machine that holds the whole model, or rounding: nearest."
+        raise Refused("compensated rounding takes the whole model.", place=spec.recipe_name, cure=cure)
     dtype, device = source.arithmetic(spec)
     blocks = Blocks(spec.weights.path, spec.weights.architecture, dtype, device)
     _require(spec, config, blocks)

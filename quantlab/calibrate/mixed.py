@@ -4,13 +4,14 @@ ModelOpt's algorithm holds for the whole model: AWQ would search scales for laye
 into norms. So the kept layers take their ranges first, with everything else switched off, which is what a recipe of
 their own would do; then they are switched off and the recipe's own algorithm runs. Both see 16-bit inputs, as every
 layer does while ModelOpt calibrates, so that each layer comes out as in a recipe of one format, bit for bit. The search
-of docs/repair.md stands on that.
+of docs/repair.md stands on that. Layers kept in smaller groups of the recipe's own format go through its algorithm with
+the others: AWQ searches each layer by itself, whatever its groups.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from quantlab import disk
 from quantlab.calibrate.feed import Feed
 from quantlab.formats.declared import MIXED
 from quantlab.records import Recipe
+from quantlab.records.formats import finer
 
 FOR_TRTLLM = "quant_cfg.json"
 """Where TensorRT-LLM looks for the layers of a mixed checkpoint."""
@@ -41,14 +43,21 @@ def calibrate(
         algorithm: the recipe's own; kept layers take the largest magnitude.
         run: ModelOpt's `calibrate`.
     """
-    kept = [name for name in quantizers if recipe.format_of(layer_of(name)) != recipe.format]
+    own = set(of_own_kind(recipe, map(layer_of, quantizers)))
+    kept = [name for name in quantizers if layer_of(name) not in own]
     if kept:
         seeing = feed is not None and any(name.endswith("input_quantizer") for name in kept)
-        own = Feed(feed.batches, "max", feed.reporter) if feed is not None and seeing else None
-        with _off(model, [name for name in quantizers if name not in set(kept)]):
-            run(model, "max", forward_loop=own)
-    with _off(model, kept):
+        ranges = Feed(feed.batches, "max", feed.reporter) if feed is not None and seeing else None
+        with off(model, [name for name in quantizers if name not in set(kept)]):
+            run(model, "max", forward_loop=ranges)
+    with off(model, kept):
         run(model, algorithm, forward_loop=feed)
+
+
+def of_own_kind(recipe: Recipe, layers: Iterable[str]) -> tuple[str, ...]:
+    """The layers in the recipe's own format, in groups of whatever size."""
+    own = (recipe.format, *finer(recipe.format))
+    return tuple(layer for layer in layers if recipe.format_of(layer) in own)
 
 
 def layer_of(quantizer: str) -> str:
@@ -57,7 +66,8 @@ def layer_of(quantizer: str) -> str:
 
 
 @contextmanager
-def _off(model: nn.Module, quantizers: Sequence[str]) -> Iterator[None]:
+def off(model: nn.Module, quantizers: Sequence[str]) -> Iterator[None]:
+    """These quantizers do nothing meanwhile."""
     found: list[Any] = [model.get_submodule(name) for name in quantizers]
     for quantizer in found:
         quantizer.disable()

@@ -25,6 +25,7 @@ from torch import nn
 from quantlab import weights as folders
 from quantlab.calibrate import (
     accounting,
+    compensate,
     devices,
     folded,
     layerwise,
@@ -151,11 +152,17 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, 
         batch = choose_batch(fed(spec.recipe.calibration, data, model), model, together=method.startswith("awq"))
         feed = passes.feed(data.digest, data.batches(batch), spec.recipe_name, method, reporter)
         _let_export_see(model, data)
-    started = time.monotonic()
-    mixed.calibrate(model, spec.recipe, list(quantizers.enabled(model)), config["algorithm"], feed, mtq.calibrate)
-    seconds = time.monotonic() - started
+    started, enabled = time.monotonic(), list(quantizers.enabled(model))
+    found: compensate.Moments = {}
+    if spec.recipe.rounding == "compensated" and feed is not None:
+        with mixed.off(model, enabled):
+            own = mixed.of_own_kind(spec.recipe, layers)
+            found = compensate.moments(model, own, Feed(feed.batches, "max", reporter))
+    mixed.calibrate(model, spec.recipe, enabled, config["algorithm"], feed, mtq.calibrate)
     quantizers.check_saw_data(model)
     notes = [*devices.notes(model), *quantizers.resmooth(model, method), *(feed.notes() if feed else ())]
+    notes += compensate.run(model, found) if found else []
+    seconds = time.monotonic() - started
     notes += quantizers.as_stored(model, source.stored_type(spec.weights.path))
     device = accounting.device_name(next(model.parameters()).device)
     return _Live(model, layers, data, seconds, device, tuple(notes))

@@ -13,7 +13,8 @@ import difflib
 from typing import Any
 
 from quantlab.errors import BadInput
-from quantlab.records import Keep, QuantizerOverride, Recipe
+from quantlab.records import FORMATS, Keep, QuantizerOverride, Recipe
+from quantlab.records.formats import finer
 
 Entry = dict[str, Any]
 
@@ -36,8 +37,9 @@ def configuration(recipe: Recipe, group_size: int | None, presets: dict[str, Any
         raise BadInput(f"ModelOpt has no preset {name!r}.", place="recipe, field preset", cure=cure)
     config: dict[str, Any] = copy.deepcopy(presets[name])
     entries: list[Entry] = config["quant_cfg"]
-    if group_size is not None:
-        _regroup(entries, group_size)
+    size = FORMATS[recipe.format].group if recipe.format in finer("int4_awq") else group_size
+    if size is not None:
+        _regroup(entries, size)
     for override in recipe.overrides:
         _override(entries, override)
     for kept in recipe.keep:
@@ -47,7 +49,11 @@ def configuration(recipe: Recipe, group_size: int | None, presets: dict[str, Any
     return config
 
 
-KEPT = {"fp8": "FP8_DEFAULT_CFG", "int8_wo": "INT8_WEIGHT_ONLY_CFG"}
+KEPT = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "int8_wo": "INT8_WEIGHT_ONLY_CFG",
+    **dict.fromkeys(finer("int4_awq"), "INT4_AWQ_CFG"),
+}
 """Format in which layers are kept -> the preset that says what their quantizers do."""
 
 
@@ -55,7 +61,9 @@ def _kept(kept: Keep, presets: dict[str, Any]) -> list[Entry]:
     """Entries for the layers of one `keep`: their quantizers off (16 bit), or as another preset has them."""
     if kept.format not in KEPT:
         return [{"quantizer_name": f"{layer}.*quantizer", "enable": False} for layer in kept.layers]
-    theirs = presets[KEPT[kept.format]]["quant_cfg"]
+    theirs = copy.deepcopy(presets[KEPT[kept.format]]["quant_cfg"])
+    if (size := FORMATS[kept.format].group) is not None:
+        _regroup(theirs, size)
     kinds = {kind: _ground(theirs, kind) for kind in ("weight_quantizer", "input_quantizer")}
     return [
         {"quantizer_name": f"{layer}.{kind}", "enable": bool(cfg)} | ({"cfg": copy.deepcopy(cfg)} if cfg else {})

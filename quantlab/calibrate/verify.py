@@ -140,7 +140,8 @@ def _misdeclared(export: Exported, said: Quantization) -> set[str]:
     wrong = set(said.layers) ^ set(export.layers)
     for name in set(export.layers) - wrong:
         rules, own = export.rules_of(name), said.of(name)
-        grouped = rules.grouped and own.group_size != export.group_size
+        grouped = rules.scales == "group" and not rules.exponents  # ModelOpt names no group where it is a power of two
+        grouped = grouped and own.group_size != (rules.group or export.group_size)
         if own.algorithm not in rules.algorithms or grouped:
             wrong.add(name)
     return wrong
@@ -214,7 +215,7 @@ def pre_quant_scale(export: Exported) -> Finding:
     kinds = {names.kind(name) for name in have}
     lost = {name for name in export.layers if names.kind(name) in kinds} - have
     problems = _named("without pre_quant_scale although others of their kind have it", lost)
-    if export.format == "int4_awq":
+    if export.format.startswith("int4_awq"):
         split = {name for name in have if name.endswith(("gate_proj", "up_proj"))}
         problems += _named("with a pre_quant_scale of its own where gate and up need a common one", split)
     if not export.rules.moves_scales:

@@ -12,6 +12,7 @@ from typing import Any
 
 from quantlab.catalog.strict import Complaint, Parts
 from quantlab.records import FORMATS, CalibrationSet, Grid, Policy, Recipe, Suite
+from quantlab.records.formats import finer
 
 
 def recipe(record: Recipe) -> Iterator[Complaint]:
@@ -30,6 +31,9 @@ def recipe(record: Recipe) -> Iterator[Complaint]:
         yield ("format",), "nothing here writes this format.", cure
         return
     yield from _keep(record)
+    if record.rounding == "compensated" and not (record.format.startswith("int4_awq") and record.calibration):
+        cure = "Write rounding: nearest, or format: int4_awq with calibration."
+        yield ("rounding",), "compensated rounding stands on AWQ's scales and takes calibration text.", cure
     if isinstance(record.group_size, int):
         yield from _least(record.group_size, 1, "group_size")
     if record.group_size is not None and not FORMATS[record.format].grouped:
@@ -49,6 +53,9 @@ def _keep(record: Recipe) -> Iterator[Complaint]:
             yield ("keep", place, "layers"), "it names no layer.", "Name one, or remove the entry."
         if each.format == record.format:
             yield ("keep", place, "format"), f"{each.format} is the recipe's own format.", "Remove the entry."
+        if "_g" in each.format and each.format not in finer(record.format):
+            cure = "Keep them in int8_wo, or write format: int4_awq."
+            yield ("keep", place, "format"), f"{each.format} is int4_awq in smaller groups.", cure
         if each.format == "fp8" and record.calibration is None:
             cure = "Add calibration, e.g. that of recipe fp8."
             yield ("keep", place, "format"), "fp8 takes its ranges from data and the recipe names none.", cure

@@ -19,12 +19,24 @@ from quantlab.cli.run import _complete
 )
 @click.option("--max-drop", type=float, help="Accepted drop in points, instead of the policy's.")
 @click.option(
-    "--keep", multiple=True, type=click.Choice(["int8_wo", "fp8", "bf16"]), help="Keep layers in these (repeatable)."
+    "--keep",
+    multiple=True,
+    type=click.Choice(["int4_awq_g64", "int4_awq_g32", "int8_wo", "fp8", "bf16"]),
+    help="Keep layers in these (repeatable).",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "compensated"]),
+    default="nearest",
+    show_default=True,
+    help="Of the new recipe's int4 weights.",
 )
 @click.option("--points", type=click.IntRange(1, 20), default=3, show_default=True, help="Mixtures on the curve.")
 @click.option("--samples", type=click.IntRange(1), default=8, show_default=True, help="Sequences the search reads.")
 @click.option("--length", type=click.IntRange(40), default=256, show_default=True, help="Tokens in each.")
-@click.option("--rounds", type=click.IntRange(1, 10), default=2, show_default=True, help="Rounds of the search.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 10), default=2, show_default=True, help="Rounds, if no smaller groups are kept."
+)
 @click.option("--suite", default="quick", show_default=True, help="Suite that the result is judged on.")
 @click.option("--policy", default="default", show_default=True, help="Policy name or file.")
 @click.option("--calibration-set", help="Calibration set, name or file, instead of the recipe's.")
@@ -48,7 +60,9 @@ def repair(**words: Any) -> None:
 
     as_json, ledger, recipe = words.pop("as_json"), Ledger(words.pop("ledger")), words.pop("recipe")
     dry = words.pop("dry_run")
-    own = {name: words.pop(name) for name in ("bits", "keep", "points", "samples", "length", "rounds", "out")}
+    own = {
+        name: words.pop(name) for name in ("bits", "keep", "rounding", "points", "samples", "length", "rounds", "out")
+    }
     ask = pipeline.Ask(recipes=(recipe,), config=EngineConfig(device=words.pop("device")), **words)
     if dry:
         click.echo("\n".join(pipeline.foretold(pipeline.RepairAsk(ask=ask, **own), ledger)))

@@ -31,6 +31,8 @@ ALGORITHMS = {str(each.algorithms[0]): each.codes for each in FORMATS.values() i
 CACHES = (None, "FP8")
 TESTED_GROUP = 128
 """The only group size in TensorRT-LLM's own tests."""
+KERNEL_GROUPS = (64, 128)
+"""Group sizes of its int4 kernels: fpA_intB_gemm_template.h stops at any other."""
 LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _PLAIN = ("BF16", "F16", "F32")
 
@@ -98,6 +100,8 @@ def _metadata(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding
 
 def _group(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     words = said(folder)
+    if words.get("quant_algo") == MIXED:
+        return _groups(words)
     if words.get("quant_algo") not in ("W4A16_AWQ", "W4A8_AWQ"):
         return True, "no groups in this format."
     size = words.get("group_size")
@@ -106,6 +110,16 @@ def _group(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:
     if size != TESTED_GROUP:
         return True, f"group size {size}; TensorRT-LLM tests {TESTED_GROUP} only, so this is untested there."
     return True, f"group size {size}."
+
+
+def _groups(words: dict[str, Any]) -> Finding:
+    """Of a mixture. The loader gives each layer its own words, and the kernels know two sizes."""
+    own = (words.get("quantized_layers") or {}).values()
+    sizes = sorted({one.get("group_size") or 0 for one in own if one.get("quant_algo") in ("W4A16_AWQ", "W4A8_AWQ")})
+    odd = [str(size) for size in sizes if size not in KERNEL_GROUPS]
+    if odd:
+        return False, f"groups of {', '.join(odd)}; its int4 kernels have 64 and 128."
+    return True, f"groups of {' and '.join(map(str, sizes))}." if sizes else "no groups in these formats."
 
 
 def _rope(folder: Path, config: dict[str, Any], tensors: Tensors) -> Finding:

@@ -161,4 +161,6 @@ def _numbers_of(recipe: Recipe) -> dict[str, Any]:
     plain.pop("summary")
     if not recipe.keep:  # an identity from before there was mixed precision stays what it was
         plain.pop("keep")
+    if recipe.rounding == "nearest":
+        plain.pop("rounding")
     return dict(plain)

@@ -11,7 +11,7 @@ from quantlab import budget, catalog, disk, kept
 from quantlab.catalog import Found
 from quantlab.catalog.files import SUFFIXES
 from quantlab.errors import BadInput
-from quantlab.records import FORMATS, Keep, Recipe
+from quantlab.records import Keep, Recipe
 from quantlab.records.repair import GroupCost, Sensitivity
 
 
@@ -60,7 +60,7 @@ def _served(recipe: Recipe) -> str:
     others = kept.others(recipe)
     if not others:
         return "As the recipe it was made from: layers in 16 bit are left out in hf_quant_config.json."
-    if any(not FORMATS[word].trtllm for word in others):
+    if kept.unserved(recipe):
         return "By engine torch. It says MIXED_PRECISION, and no server is known here that loads this mixture."
     return "MIXED_PRECISION: TensorRT-LLM documents it (quant_cfg.json names the layers); not run here. Engine torch."
 

@@ -24,13 +24,23 @@ from quantlab.pipeline.ask import Resolved, resolve
 from quantlab.pipeline.assemble import assemble
 from quantlab.pipeline.entry import now
 from quantlab.pipeline.finished import require_none
-from quantlab.pipeline.repair_ask import STAGES, RepairAsk, budget_of, check, donor_recipe, formats_of, require
+from quantlab.pipeline.repair_ask import (
+    STAGES,
+    RepairAsk,
+    budget_of,
+    check,
+    compensated,
+    donor_recipe,
+    formats_of,
+    require,
+)
 from quantlab.pipeline.run import plans_of, require_baseline, weights_of
 from quantlab.pipeline.stage import Silent, Watcher
 from quantlab.pipeline.walk import Walk
 from quantlab.pipeline.walker import Walker, name_of
 from quantlab.plans import Plan
 from quantlab.records import SCHEMA, Calibrated, CalibrateJob, Calibration, Recipe
+from quantlab.records.formats import finer
 from quantlab.records.repair import CurvePoint, Donor, MixJob, Repair, SearchJob, SearchPoint, Sensitivity
 from quantlab.sizes import Layer, sizes
 
@@ -57,10 +67,11 @@ class Repairer:
         require_none(self.resolved, "repair")
         self.found, self.recipe = self.resolved.recipes[-1]
         check(self.resolved, self.recipe, self.found.name)
-        self.formats = formats_of(wanted.keep, self.recipe)
         self.host = machine.describe()
         self.weights = weights_of(self.resolved, ledger, watch)
         self.plans = dict(plans_of(self.resolved, self.weights, self.host, ledger))
+        self.formats = formats_of(wanted.keep, self.recipe, self.group)
+        self.better = compensated(self.recipe, wanted.rounding, self.layers)
         self.bits = budget_of(wanted.bits, self.found.name, self.recipe, self.layers, self.formats, self.group)
         self.out = Path(wanted.out or f"calibration/{self.found.name}_{self.bits:g}bit.yaml")
 
@@ -91,11 +102,12 @@ class Repairer:
         return self._repair(costs, choices[-1], points, walks, text, name, result)
 
     def donors(self, walker: Walker, walk: Walk) -> list[Donor]:
-        """The recipe's export, and one in each quantized format that layers may be kept in."""
-        found = [self._donor(walker, self.found.name, self.recipe, walk.calibrated)]
+        """The recipe's export, rounded anew, and one in each quantized format that layers may be kept in."""
+        made = walk.calibrated if self.better == self.recipe else None
+        found = [self._donor(walker, self.found.name, self.better, made)]
         for word in self.formats:
             if word != "bf16":
-                recipe = donor_recipe(word, self.recipe)
+                recipe = donor_recipe(word, self.better)
                 found.append(self._donor(walker, word, recipe, None))
         return found
 
@@ -112,9 +124,17 @@ class Repairer:
         return walker.calibration(found, recipe, Plan(recipe=name, group_size=group))
 
     def search(self, walker: Walker, donors: Sequence[Donor]) -> Sensitivity:
-        """All groups at the recipe, then those near the margin at the mixture that the budget would give."""
-        base, costs = self.recipe.format, self._searched(walker, donors, SearchPoint())
-        for _ in range(1, self.wanted.rounds):
+        """All groups at the recipe, then those near the margin at the mixture that the budget would give; with smaller
+        groups among the formats instead of that once more where all layers have them."""
+        base = self.recipe.format
+        smaller = [donor for donor in donors if donor.format in finer(base)]
+        costs = self._searched(walker, [donor for donor in donors if donor not in smaller], SearchPoint())
+        for donor in smaller:
+            whole = SearchPoint(kept={donor.format: tuple(name for group in costs.groups for name in group.layers)})
+            there = self._searched(walker, [donors[0], donor], whole)
+            groups = budget.at_its_own(costs.groups, there.groups, donor.format)
+            costs = msgspec.structs.replace(costs, groups=groups, seconds=costs.seconds + there.seconds)
+        for _ in range(1, 1 if smaller else self.wanted.rounds):
             choice = budget.choose(costs.groups, base, self.formats, self.bits)
             point = budget.contested(costs.groups, base, self.formats, choice)
             if not point.halfway:
@@ -162,6 +182,11 @@ class Repairer:
         measuring = Walker(only, self.weights, self.host, self.ledger, self.watch, walker.reference)
         base = self.recipe.format
         points = [self._point(walks[-1], {}, costs, "recipe")]
+        if self.better != self.recipe:
+            again = Walk(name=f"{self.found.name}, {self.better.rounding}", recipe=self.better)
+            again.calibrated = donors[0].calibrated
+            self._measured(measuring, again)
+            points.append(self._point(again, {}, costs, "recipe"))
         for choice in choices:
             walk = self.mixture(measuring, donors, choice)
             points.append(self._point(walk, choice, costs, "mixture", chosen=choice is choices[-1]))
@@ -181,7 +206,7 @@ class Repairer:
             base=donors[0], others=tuple(donors[1:]), kept=layers, into=str(self.ledger.checkpoint_folder(known))
         )
         made = walker.stages.mix(known, name, spec)
-        walk = Walk(name=name, recipe=self.recipe, calibrated=made)
+        walk = Walk(name=name, recipe=self.better, calibrated=made)
         self._measured(walker, walk)
         return walk
 
@@ -209,7 +234,7 @@ class Repairer:
         total = sum(len(group.layers) for group in costs.groups)
         words = " and ".join(f"{len(names)} in {word}" for word, names in layers.items())
         return msgspec.structs.replace(
-            self.recipe,
+            self.better,
             summary=f"{self.found.name} with {words} of {total} layers, {bits:.2f} bits a weight",
             keep=recipes.keeps(layers),
             calibration=self._calibration(layers),

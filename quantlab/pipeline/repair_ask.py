@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -12,6 +13,7 @@ from quantlab.errors import BadInput, Broken, Refused
 from quantlab.pipeline.ask import Ask, Resolved
 from quantlab.pipeline.walk import Walk
 from quantlab.records import FORMATS, Recipe
+from quantlab.records.formats import finer
 from quantlab.sizes import OWN_GROUP, Layer
 
 STAGES = ("calibrate", "verify", "canary", "fidelity", "accuracy")
@@ -30,6 +32,9 @@ class RepairAsk:
     keep: tuple[str, ...] = ()
     """Formats in which layers may be kept; empty: int8_wo for 4-bit weights with 16-bit activations, fp8 for other
     recipes below 8 bits, else bf16."""
+    rounding: Literal["nearest", "compensated"] = "nearest"
+    """How the new recipe rounds its int4 weights. compensated (calibrate/compensate.py) gains on text like the
+    calibration's, and little on other text where there is little of it; without text it is not done."""
     points: int = 3
     """Mixtures on the curve, the chosen one among them."""
     samples: int = 8
@@ -37,7 +42,8 @@ class RepairAsk:
     length: int = 256
     """Tokens in each."""
     rounds: int = 2
-    """Rounds of the search: the first at the recipe, each further one at the mixture that the budget would give."""
+    """Rounds of the search: the first at the recipe, each further one at the mixture that the budget would give. With
+    smaller groups among the formats there is one at the recipe and one in each of them."""
     out: str | None = None
     """File of the new recipe; None: calibration/<recipe>_<bits>bit.yaml."""
 
@@ -51,7 +57,7 @@ def budget_of(
         BadInput: there is nothing between.
     """
     own = kept.bits(recipe, map(msgspec.structs.astuple, layers), group or OWN_GROUP)
-    most = max(16.0 if word == "bf16" else 8.0 for word in formats)
+    most = max(FORMATS[word].weight_bits(OWN_GROUP) for word in formats)
     bits = asked if asked is not None else round(own + DEFAULT_EXTRA, 2)
     if bits <= own:
         cure = f"Allow more than {own:g} bits, e.g. --bits {own + DEFAULT_EXTRA:g}."
@@ -89,11 +95,28 @@ def check(resolved: Resolved, recipe: Recipe, name: str) -> None:
         raise BadInput("a repair is measured by engine torch.", place=f"--engine {resolved.ask.engine}", cure=cure)
 
 
-def formats_of(asked: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+def compensated(recipe: Recipe, rounding: Literal["nearest", "compensated"], layers: Sequence[Layer]) -> Recipe:
+    """The recipe as the new one starts from it: the same bits, rounded as asked where that can be had."""
+    better = msgspec.structs.replace(recipe, rounding=rounding)
+    able = recipe.format == "int4_awq" and not kept.unlearned(better, layers)
+    return better if able else recipe
+
+
+def formats_of(asked: Sequence[str], recipe: Recipe, group: int | None) -> tuple[str, ...]:
+    """What layers may be kept in. `group`: weights that share a scale in the recipe.
+
+    Raises:
+        BadInput: it stores no more bits than the recipe.
+    """
     low = FORMATS[recipe.format].bits < 8
     own = "bf16" if not low else "int8_wo" if recipe.format in ("int4_awq", "int4") else "fp8"
+    smaller = tuple(word for word in finer(recipe.format) if (FORMATS[word].group or 0) < (group or OWN_GROUP))
     words = tuple(dict.fromkeys(asked)) or (own,)
     for word in words:
+        if FORMATS[word].group and word not in smaller:
+            cure = f"Take {', '.join(smaller)}." if smaller else "Take --keep int8_wo."
+            what = f"{recipe.format} in groups of {group}" if group else recipe.format
+            raise BadInput(f"it is no smaller group of {what}.", place=f"--keep {word}", cure=cure)
         if word != "bf16" and not low:
             cure = "Take --keep bf16."
             raise BadInput(f"{word} has no more bits than {recipe.format}.", place=f"--keep {word}", cure=cure)
@@ -102,6 +125,8 @@ def formats_of(asked: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
 
 def donor_recipe(word: str, base: Recipe) -> Recipe:
     """The keeping format's own recipe on the base's calibration text: its layers come out as in the mixture."""
+    if word in finer(base.format):
+        return msgspec.structs.replace(base, format=word, group_size=None, keep=())
     own = catalog.recipe(word).record
     assert isinstance(own, Recipe)
     text = base.calibration or own.calibration if FORMATS[own.format].input_scale else None

@@ -19,6 +19,7 @@ from quantlab.pipeline.finished import require_none
 from quantlab.pipeline.repair_ask import STAGES, RepairAsk, budget_of, check, formats_of
 from quantlab.pipeline.run import plans_of
 from quantlab.plans import Plan
+from quantlab.records.formats import finer
 from quantlab.records.repair import SearchPoint
 from quantlab.sizes import Sizes, sizes
 
@@ -39,7 +40,6 @@ def foretold(wanted: RepairAsk, ledger: Ledger) -> list[str]:
     require_none(resolved, "repair")
     found, recipe = resolved.recipes[-1]
     check(resolved, recipe, found.name)
-    formats = formats_of(wanted.keep, recipe)
     weights, here = fetch.local(resolved.model, resolved.home), machine.describe()
     plan = dict(plans_of(resolved, weights, here, ledger))[found.name]
     if plan.refusals:
@@ -48,12 +48,14 @@ def foretold(wanted: RepairAsk, ledger: Ledger) -> list[str]:
     if not known.layers:
         cure = f"Fetch it first: quantlab plan --model {resolved.model.word}."
         raise Refused("its layers are not known yet, so nothing can be said.", place=resolved.model.word, cure=cure)
+    formats = formats_of(wanted.keep, recipe, plan.group_size)
     bits = budget_of(wanted.bits, found.name, recipe, known.layers, formats, plan.group_size)
+    smaller = len(set(formats) & set(finer(recipe.format)))
     return [
         _searched(known, found.name, formats, bits, plan),
-        _passes(wanted),
-        *_seconds(wanted, known, formats, here.cores, cpu=not here.gpus or wanted.ask.config.device == "cpu"),
-        *_calibrating(found.name, plan),
+        _passes(wanted, smaller),
+        *_seconds(wanted, known, formats, smaller, here.cores, cpu=not here.gpus or wanted.ask.config.device == "cpu"),
+        *_calibrating(found.name, plan, smaller),
     ]
 
 
@@ -66,30 +68,39 @@ def _searched(known: Sizes, name: str, formats: tuple[str, ...], bits: float, pl
     )
 
 
-def _passes(wanted: RepairAsk) -> str:
+def _passes(wanted: RepairAsk, smaller: int) -> str:
+    """`smaller`: formats of smaller groups: the search asks once in each instead of near the margin."""
     batches = -(-wanted.samples // TOGETHER)
+    rounds = 1 + smaller if smaller else wanted.rounds
+    each = "one at the recipe and one in each size of smaller groups, " if smaller else ""
     return (
-        f"Search: {wanted.rounds} round(s) over {wanted.samples} sequences of {wanted.length} tokens, each "
+        f"Search: {rounds} round(s), {each}over {wanted.samples} sequences of {wanted.length} tokens, each "
         f"{batches} x (16 bit forward, quantized forward and backward): "
-        f"{2 * batches * wanted.rounds} forward and {batches * wanted.rounds} backward passes. "
+        f"{2 * batches * rounds} forward and {batches * rounds} backward passes. "
         f"Curve: at most {wanted.points} mixtures on held-out text. Verdict: the suite."
     )
 
 
-def _seconds(wanted: RepairAsk, known: Sizes, formats: tuple[str, ...], cores: int, *, cpu: bool) -> list[str]:
+def _seconds(
+    wanted: RepairAsk, known: Sizes, formats: tuple[str, ...], smaller: int, cores: int, *, cpu: bool
+) -> list[str]:
     """A sentence a kind of round; nothing honest can be said of a GPU beforehand."""
     if not cpu:
         return ["How long it takes on a GPU cannot be said beforehand."]
-    scored, tokens = 1 + sum(word != "bf16" for word in formats), wanted.samples * wanted.length
-    whole = SearchPoint(halfway=tuple(layer.name for layer in known.layers))
+    scored = 1 + sum(word != "bf16" for word in formats) - smaller
+    tokens = wanted.samples * wanted.length
     said = ["First round, " + searching.estimate(known, SearchPoint(), scored, tokens, cores)]
-    if wanted.rounds > 1:
+    if smaller:
+        said.append("Each size of groups, " + searching.estimate(known, SearchPoint(), 2, tokens, cores))
+    elif wanted.rounds > 1:
+        whole = SearchPoint(halfway=tuple(layer.name for layer in known.layers))
         most = searching.estimate(known, whole, scored, tokens, cores)
         said.append("Each further round at most, if every layer is contested, " + most)
     return said
 
 
-def _calibrating(name: str, plan: Plan) -> list[str]:
+def _calibrating(name: str, plan: Plan, smaller: int) -> list[str]:
     if plan.seconds is None:
         return []
-    return [f"Calibrating {name} takes about {plan.seconds:.0f} s (an estimate), and the new recipe as long again."]
+    also = "each size of groups and the new recipe" if smaller else "the new recipe"
+    return [f"Calibrating {name} takes about {plan.seconds:.0f} s (an estimate), and {also} as long again."]

@@ -107,8 +107,9 @@ class Recipe(Ask, frozen=True, kw_only=True):
     """One line: what it does and on which GPUs it is served."""
     preset: str | None
     """Name of a configuration in modelopt.torch.quantization; null quantizes nothing (the baseline is a recipe)."""
-    format: Literal["bf16", "fp8", "fp8_rowwise", "int8_sq", "int8_wo", "int4_awq", "int4", "w4a8_awq", "nvfp4",
-                    "nvfp4_awq", "mxfp8", "mxfp4", "int8_rowwise", "other"]  # fmt: skip
+    format: Literal["bf16", "fp8", "fp8_rowwise", "int8_sq", "int8_wo", "int4_awq", "int4_awq_g64",
+                    "int4_awq_g32", "int4", "w4a8_awq", "nvfp4", "nvfp4_awq", "mxfp8", "mxfp4", "int8_rowwise",
+                    "other"]  # fmt: skip
     """What the exported weights are; engines and checks read this. Each is explained in formats.py. The last two are
     only found in checkpoints that were made elsewhere (finished.py)."""
     overrides: tuple[QuantizerOverride, ...] = ()
@@ -120,6 +121,9 @@ class Recipe(Ask, frozen=True, kw_only=True):
     group_size: int | Literal["auto", "strict"] | None = None
     """Weights that share a scale. auto: the preset's own, or the largest supported divisor where it does not divide a
     layer's input width. strict: the preset's own, or a refusal. A number is meant exactly. null: no groups."""
+    rounding: Literal["nearest", "compensated"] = "nearest"
+    """Of int4 weights. compensated: column by column, the later ones making good what the earlier ones lost on the
+    calibration text (calibrate/compensate.py); it costs no bits."""
     export: Literal["unified", "folded"] = "unified"
     """unified: ModelOpt's Hugging Face export. folded: the rounded weights written back in 16 bit, for formats that
     no export knows; such a checkpoint is marked as a simulation and never timed."""

@@ -136,6 +136,20 @@ FORMATS: dict[str, Format] = {
         trtllm=(*_AMPERE, *_ADA, *_HOPPER, *_BLACKWELL),
         vllm=(8, 0),
     ),
+    **{  # keeping layers in them is cheaper than 8 bits: the same codes, a scale for fewer weights (docs/repair.md)
+        f"int4_awq_g{size}": Format(
+            bits=4,
+            codes="U8",
+            algorithms=("W4A16_AWQ",),
+            scales="group",
+            group=size,
+            moves_scales=True,
+            end=7,
+            trtllm=(*_AMPERE, *_ADA, *_HOPPER, *_BLACKWELL) if size == 64 else (),  # kernels for 64 and 128 alone
+            vllm=(8, 0),  # Marlin: 32, 64, 128
+        )
+        for size in (64, 32)
+    },
     "int4": Format(
         bits=4,
         codes="U8",
@@ -203,6 +217,11 @@ FORMATS: dict[str, Format] = {
     ),
 }
 """Word in a recipe -> what it means."""
+
+
+def finer(base: str) -> tuple[str, ...]:
+    """Words of the same format in groups of a size that the word itself says, from many weights to few."""
+    return tuple(word for word in FORMATS if word.startswith(f"{base}_g"))
 
 
 def unserved(word: str) -> str:
