@@ -127,9 +127,9 @@ def thread_policy(threads: int = 0) -> dict[str, str]:
 def tunables(asked: str) -> str:
     """GLIBC_TUNABLES of a child that calibrates: what the user asked for, and huge pages for large blocks.
 
-    Such a child returns every large block when it is freed (calibrate/feed.py), and gets it back as zeroed pages of 4 KB,
-    one fault each. Pages of 2 MB (madvise) took FP8 of SmolLM2 from 27 to 11 s in the kernel, at the same peak within
-    0.2 %.
+    Such a child returns every large block when it is freed (calibrate/feed.py), and gets the next one as zeroed pages
+    of 4 KB, one fault each. Pages of 2 MB (madvise) took FP8 of SmolLM2 from 27 to 11 s in the kernel, at the same peak
+    within 0.2 %.
     """
     mine = "glibc.malloc.hugetlb"
     return asked if mine in asked else ":".join(filter(None, (asked, f"{mine}=1")))
