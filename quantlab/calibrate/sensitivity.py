@@ -45,7 +45,7 @@ from quantlab.calibrate.exported import Exported
 from quantlab.calibrate.samples import Samples
 from quantlab.errors import Broken, Refused
 from quantlab.records import VerifyJob
-from quantlab.records.repair import Donor, GroupCost, SearchJob, Sensitivity
+from quantlab.records.repair import TOGETHER, Donor, GroupCost, SearchJob, Sensitivity
 
 if TYPE_CHECKING:
     from quantlab.worker import Reporter
@@ -54,8 +54,6 @@ JOURNAL = "sequences.jsonl"
 """Finished sequences, a line each."""
 BURN_IN = 32
 """Positions at the start of a sequence whose predictions are not compared, as in fidelity."""
-TOGETHER = 4
-"""Sequences in one pass: reading the layers of the exports costs more than a few hundred tokens."""
 Costs = dict[str, dict[str, float]]
 """First layer of a group -> format -> nats a position, on one sequence."""
 

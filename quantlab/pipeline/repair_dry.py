@@ -20,11 +20,8 @@ from quantlab.pipeline.repair_ask import STAGES, RepairAsk, budget_of, check, fo
 from quantlab.pipeline.run import plans_of
 from quantlab.plans import Plan
 from quantlab.records.formats import finer
-from quantlab.records.repair import SearchPoint
+from quantlab.records.repair import TOGETHER, SearchPoint
 from quantlab.sizes import Sizes, sizes
-
-TOGETHER = 4
-"""Sequences in one pass, as in calibrate/sensitivity.py, which the parent cannot import."""
 
 
 def foretold(wanted: RepairAsk, ledger: Ledger) -> list[str]:

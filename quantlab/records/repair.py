@@ -32,6 +32,10 @@ class SearchPoint(Spec, frozen=True, kw_only=True):
     """Layers that stand halfway between 16 bit and the recipe's own format. These alone are scored; empty: all are."""
 
 
+TOGETHER = 4
+"""Sequences that the search reads in one pass: reading the layers of the exports costs more than some hundred tokens."""
+
+
 class SearchJob(Spec, frozen=True, kw_only=True):
     """Measure what each group of layers costs by itself. Result: Sensitivity."""
 
