@@ -33,7 +33,7 @@ class SearchPoint(Spec, frozen=True, kw_only=True):
 
 
 TOGETHER = 4
-"""Sequences that the search reads in one pass: reading the layers of the exports costs more than some hundred tokens."""
+"""Sequences that the search reads in one pass: reading the layers of the exports costs more than hundreds of tokens."""
 
 
 class SearchJob(Spec, frozen=True, kw_only=True):
