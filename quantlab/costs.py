@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import msgspec
 
+from quantlab import kept
 from quantlab.records import Calibration, Recipe, Shape
 from quantlab.sight import Eye
 from quantlab.sizes import Sizes
@@ -157,6 +158,7 @@ def seconds(recipe: Recipe, sizes: Sizes, eye: Eye | None, cores: int) -> tuple[
     passes, asked = PASSES.get(recipe.format), recipe.calibration
     if not (cores and passes and asked):
         return None
+    passes += kept.WIDER * (recipe.rounding == "compensated" and eye is None)
     linear = sum(each.outputs * each.inputs for each in sizes.layers)
     words = f"on {cores} idle cores in float32 (40 GFLOP/s each); less with bf16 units, more on busy cores."
     if eye is None or sizes.shape is None:

@@ -68,12 +68,17 @@ def refusals(recipe: Recipe, layers: Iterable[Named], group: int | None = None) 
             yield f"keep tears {', '.join(together)} apart, which runtimes fuse. Keep all of them or none."
 
 
+WIDER = 10
+"""Times the recipe's samples that compensated rounding reads, where the set has so many: one pass, while AWQ's search
+over the recipe's own takes twelve."""
+
+
 def unlearned(recipe: Recipe, layers: Iterable[Named]) -> str:
     """Why compensated rounding has too little text for these layers; empty where it has enough. What fewer tokens than
     inputs show of them is mostly chance, and rounding by it loses more than it saves."""
     widest = max((layer.inputs for layer in layers), default=0)
     text = recipe.calibration
-    tokens = text.samples * text.length if text else 0
+    tokens = WIDER * text.samples * text.length if text else 0
     if recipe.rounding != "compensated" or tokens >= widest:
         return ""
     return (

@@ -262,7 +262,8 @@ def test_supports_says_no_in_a_sentence_with_a_cure(tmp_path: Path) -> None:
 
 def test_the_table_of_gpus_is_the_contracts() -> None:
     rows = standin.contract()["hardware"]
-    names = {"fp8": "FP8", "int4_awq": "W4A16_AWQ", "fp8 cache": "FP8_KV", "w4a8_awq": "W4A8_AWQ", "nvfp4": "NVFP4",
+    names = {"fp8": "FP8", "int4_awq": "W4A16_AWQ", "int4_awq_g64": "W4A16_AWQ",
+             "fp8 cache": "FP8_KV", "w4a8_awq": "W4A8_AWQ", "nvfp4": "NVFP4",
              "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN"}  # fmt: skip
     rows = {"sm80": rows["sm80/86"], "sm86": rows["sm80/86"], "sm89": rows["sm89"], "sm90": rows["sm90"]} | {
         "sm100": rows["sm100/103"],

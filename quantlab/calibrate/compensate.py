@@ -61,8 +61,13 @@ def _adding(sums: dict[str, Tensor], name: str) -> Any:
     return hook
 
 
-def run(model: nn.Module, found: Moments) -> list[str]:
+def run(model: nn.Module, found: Moments, tokens: int) -> list[str]:
     """Round the weights of these layers in place and give their quantizers the ranges that go with them.
+
+    Args:
+        model: calibrated.
+        found: H of the layers to be rounded.
+        tokens: from which it is, for the record; 0: from pictures.
 
     Raises:
         Broken: inputs of which no factor can be had.
@@ -80,7 +85,8 @@ def run(model: nn.Module, found: Moments) -> list[str]:
         quantizer.amax = ranges.reshape(quantizer.amax.shape).to(quantizer.amax.dtype)
         scale = quantizer.amax.float().reshape(ranges.shape) / HIGH
         layer.weight.data = _rounded(weight, scale, _factor(name, moment), size).to(layer.weight.dtype)
-    return [f"{len(found)} layers rounded column by column, each making good what those before it lost"]
+    text = f" on {tokens:,} tokens" if tokens else ""
+    return [f"{len(found)} layers rounded column by column, each making good what those before it lost{text}"]
 
 
 def _scales(weight: Tensor, importance: Tensor, size: int) -> Tensor:

@@ -154,14 +154,18 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, 
         _let_export_see(model, data)
     started, enabled = time.monotonic(), list(quantizers.enabled(model))
     found: compensate.Moments = {}
-    if spec.recipe.rounding == "compensated" and feed is not None:
+    read = 0
+    if spec.recipe.rounding == "compensated" and feed is not None and data is not None:
+        wide = source.wider(spec, data)
+        read = wide.tokens if isinstance(wide, Samples) else 0
+        size = choose_batch(fed(spec.recipe.calibration, wide, model), model, together=False)
         with mixed.off(model, enabled):
             own = mixed.of_own_kind(spec.recipe, layers)
-            found = compensate.moments(model, own, Feed(feed.batches, "max", reporter))
+            found = compensate.moments(model, own, Feed(wide.batches(size), "max", reporter))
     mixed.calibrate(model, spec.recipe, enabled, config["algorithm"], feed, mtq.calibrate)
     quantizers.check_saw_data(model)
     notes = [*devices.notes(model), *quantizers.resmooth(model, method), *(feed.notes() if feed else ())]
-    notes += compensate.run(model, found) if found else []
+    notes += compensate.run(model, found, read) if found else []
     seconds = time.monotonic() - started
     notes += quantizers.as_stored(model, source.stored_type(spec.weights.path))
     device = accounting.device_name(next(model.parameters()).device)

@@ -83,6 +83,7 @@ def samples(
     tokenizer: PreTrainedTokenizerBase,
     *,
     chat: bool,
+    least: int | None = None,
 ) -> Samples:
     """Token ids chosen from the set.
 
@@ -92,6 +93,7 @@ def samples(
         folder: of the set's YAML; its `file` is relative to it.
         tokenizer: of the model.
         chat: the model is served through its chat template.
+        least: samples that are enough where the set has no more; None: all that are asked for.
 
     Raises:
         BadInput: a file that is missing, empty, not UTF-8 or of the wrong shape, or too little text.
@@ -102,7 +104,7 @@ def samples(
     documents = _documents(data, Path(folder or "."), asked.length)
     random.Random(asked.seed).shuffle(documents)
     rows, used, total = _pack(documents, asked, tokenizer, chat)
-    if len(rows) < asked.samples:
+    if len(rows) < (asked.samples if least is None else least):
         raise BadInput(
             f"too little text: {len(documents)} documents with {total:,} tokens fill {len(rows)} of "
             f"{asked.samples} samples of {asked.length} tokens.",

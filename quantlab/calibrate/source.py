@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
+from quantlab import kept
 from quantlab import weights as folders
 from quantlab.calibrate import devices
 from quantlab.calibrate.pictures import Pictures, pictures
@@ -109,6 +111,18 @@ def calibration(spec: CalibrateJob, model: nn.Module) -> Samples | Pictures | No
     return found
 
 
+def wider(spec: CalibrateJob, own: Samples | Pictures) -> Samples | Pictures:
+    """Ten times the recipe's text, or as much as the set has, for what one pass over it shows; pictures as they are.
+
+    Raises as `calibration`.
+    """
+    asked = spec.recipe.calibration
+    if asked is None or spec.set is None or not isinstance(own, Samples):
+        return own
+    more = msgspec.structs.replace(asked, samples=kept.WIDER * asked.samples)
+    return _text(spec, spec.set, more, least=asked.samples)
+
+
 def _pictures(spec: CalibrateJob, data: CalibrationSet, asked: Calibration) -> Pictures:
     if data.image is None:
         cure = "Take a calibration set with `image`, e.g. easyvqa, or one of your own pictures and questions."
@@ -119,14 +133,16 @@ def _pictures(spec: CalibrateJob, data: CalibrationSet, asked: Calibration) -> P
     return pictures(data, asked, spec.set_folder, Path(spec.weights.path), chat=spec.model.chat)
 
 
-def _text(spec: CalibrateJob, data: CalibrationSet, asked: Calibration, config: Any) -> Samples:
+def _text(
+    spec: CalibrateJob, data: CalibrationSet, asked: Calibration, config: Any = None, least: int | None = None
+) -> Samples:
     from transformers import AutoTokenizer
 
     if asked.length > (context := getattr(config, "max_position_embeddings", asked.length)):
         cure = f"Set calibration.length to at most {context}."
         raise BadInput(f"{asked.length} tokens do not fit its context of {context}.", place=spec.model.word, cure=cure)
     tokenizer = AutoTokenizer.from_pretrained(spec.weights.path, local_files_only=True, trust_remote_code=False)
-    return samples(data, asked, spec.set_folder, tokenizer, chat=spec.model.chat)
+    return samples(data, asked, spec.set_folder, tokenizer, chat=spec.model.chat, least=least)
 
 
 def stored_type(path: str) -> torch.dtype:

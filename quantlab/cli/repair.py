@@ -27,7 +27,7 @@ from quantlab.cli.run import _complete
 @click.option(
     "--rounding",
     type=click.Choice(["nearest", "compensated"]),
-    default="nearest",
+    default="compensated",
     show_default=True,
     help="Of the new recipe's int4 weights.",
 )

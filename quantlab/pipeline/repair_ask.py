@@ -32,9 +32,9 @@ class RepairAsk:
     keep: tuple[str, ...] = ()
     """Formats in which layers may be kept; empty: int8_wo for 4-bit weights with 16-bit activations, fp8 for other
     recipes below 8 bits, else bf16."""
-    rounding: Literal["nearest", "compensated"] = "nearest"
-    """How the new recipe rounds its int4 weights. compensated (calibrate/compensate.py) gains on text like the
-    calibration's, and little on other text where there is little of it; without text it is not done."""
+    rounding: Literal["nearest", "compensated"] = "compensated"
+    """How the new recipe rounds its int4 weights. compensated (calibrate/compensate.py) is of int4_awq alone, and not
+    done where there is too little text."""
     points: int = 3
     """Mixtures on the curve, the chosen one among them."""
     samples: int = 8
