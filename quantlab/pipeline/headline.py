@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quantlab import kept
 from quantlab.records import FORMATS, Candidate, Gpu, Host, Recipe
 from quantlab.records.finished import PRESET
-
-NAMES = {"trtllm": "TensorRT-LLM", "vllm": "vLLM"}
+from quantlab.records.formats import Capability
 
 
 def summary(model: str, candidates: Sequence[Candidate], host: Host) -> str:
@@ -45,30 +45,33 @@ def hindrance(recipe: Recipe, gpus: Sequence[Gpu]) -> str:
     where = [each.compute_capability for each in gpus if each.compute_capability]
     if not servers(recipe):
         return "no server loads it"
-    if where and not any(takes(server, recipe, capability) for server in NAMES for capability in where):
+    if where and not any(takes(server, recipe, capability) for server in servers(recipe) for capability in where):
         return f"no server has kernels for it on {gpus[0].name}"
     return ""
 
 
 def servers(recipe: Recipe) -> list[str]:
     """Engines that serve it on some GPU. Of a mixture: those that load all of its formats."""
-    formats = _formats(recipe)
-    able = {
-        "trtllm": all(FORMATS[word].trtllm for word in formats),
-        "vllm": all(FORMATS[word].vllm for word in formats) and not _mixed(recipe),
-    }
+    able = {"trtllm": _kernels(recipe), "vllm": _least(recipe)}
     return [server for server, yes in able.items() if yes]
 
 
 def takes(server: str, recipe: Recipe, capability: str) -> bool:
     """On GPUs of this compute capability?"""
-    if server not in servers(recipe):
-        return False
     if server == "trtllm":
-        return all(capability in FORMATS[word].trtllm for word in _formats(recipe))
-    major, _, minor = capability.partition(".")
-    least = [FORMATS[word].vllm or (0, 0) for word in _formats(recipe)]
-    return (int(major), int(minor or 0)) >= max(least)
+        return capability in _kernels(recipe)
+    least, (major, _, minor) = _least(recipe), capability.partition(".")
+    return least is not None and (int(major), int(minor or 0)) >= least
+
+
+def _kernels(recipe: Recipe) -> set[str]:
+    """Compute capabilities for which TensorRT-LLM has kernels of every format."""
+    return set.intersection(*(set(FORMATS[word].trtllm) for word in (recipe.format, *kept.others(recipe))))
+
+
+def _least(recipe: Recipe) -> Capability | None:
+    """The compute capability from which vLLM serves it; its way in takes one format a checkpoint."""
+    return None if kept.others(recipe) else FORMATS[recipe.format].vllm
 
 
 def _ship(model: str, best: Candidate, host: Host) -> str:
@@ -99,31 +102,18 @@ def _unjudged(candidates: Sequence[Candidate]) -> bool:
 
 
 def _where(recipe: Recipe) -> str:
-    """ "TensorRT-LLM (compute capability 9.0) and vLLM (from 8.9)"."""
-    said = []
-    for server in servers(recipe):
-        if server == "trtllm":
-            every = [set(FORMATS[word].trtllm) for word in _formats(recipe)]
-            listed = sorted(set.intersection(*every), key=float)
-            said.append(f"TensorRT-LLM (compute capability {', '.join(listed)})")
-        else:
-            major, minor = max(FORMATS[word].vllm or (0, 0) for word in _formats(recipe))
-            said.append(f"vLLM (from compute capability {major}.{minor})")
+    """ "TensorRT-LLM (compute capability 9.0) and vLLM (from compute capability 8.9)"."""
+    said, least = [], _least(recipe)
+    if known := _kernels(recipe):
+        said.append(f"TensorRT-LLM (compute capability {', '.join(sorted(known, key=float))})")
+    if least:
+        said.append(f"vLLM (from compute capability {least[0]}.{least[1]})")
     return " and ".join(said)
-
-
-def _formats(recipe: Recipe) -> set[str]:
-    return {recipe.format, *(part.format for part in recipe.keep)}
 
 
 def _elsewhere(recipe: Recipe) -> bool:
     """Made by others, in a layout of their own: the tables of ModelOpt's formats say nothing about who loads it."""
     return recipe.preset == PRESET
-
-
-def _mixed(recipe: Recipe) -> bool:
-    """Layers left in 16 bit are no mixture: they are only not quantized."""
-    return len(_formats(recipe) - {"bf16"}) > 1
 
 
 def _bits(candidate: Candidate) -> float:
