@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,23 +154,34 @@ def _calibrated(spec: CalibrateJob, config: dict[str, Any], reporter: Reporter, 
         feed = passes.feed(data.digest, data.batches(batch), spec.recipe_name, method, reporter)
         _let_export_see(model, data)
     started, enabled = time.monotonic(), list(quantizers.enabled(model))
-    found: compensate.Moments = {}
-    read = 0
-    if spec.recipe.rounding == "compensated" and feed is not None and data is not None:
-        wide = source.wider(spec, data)
-        read = wide.tokens if isinstance(wide, Samples) else 0
-        size = choose_batch(fed(spec.recipe.calibration, wide, model), model, together=False)
-        with mixed.off(model, enabled):
-            own = mixed.of_own_kind(spec.recipe, layers)
-            found = compensate.moments(model, own, Feed(wide.batches(size), "max", reporter))
+    found, tokens = _learnt(spec, model, layers, enabled, data, reporter)
     mixed.calibrate(model, spec.recipe, enabled, config["algorithm"], feed, mtq.calibrate)
     quantizers.check_saw_data(model)
     notes = [*devices.notes(model), *quantizers.resmooth(model, method), *(feed.notes() if feed else ())]
-    notes += compensate.run(model, found, read) if found else []
+    notes += compensate.run(model, found, tokens) if found else []
     seconds = time.monotonic() - started
     notes += quantizers.as_stored(model, source.stored_type(spec.weights.path))
     device = accounting.device_name(next(model.parameters()).device)
     return _Live(model, layers, data, seconds, device, tuple(notes))
+
+
+def _learnt(
+    spec: CalibrateJob,
+    model: nn.Module,
+    layers: Sequence[str],
+    enabled: Sequence[str],
+    data: Samples | Pictures | None,
+    reporter: Reporter,
+) -> tuple[compensate.Moments, int]:
+    """What compensated rounding goes by, from the 16-bit model, and from how many tokens; nothing for other recipes."""
+    if spec.recipe.rounding != "compensated" or data is None:
+        return {}, 0
+    wide = source.wider(spec, data)
+    size = choose_batch(fed(spec.recipe.calibration, wide, model), model, together=False)
+    with mixed.off(model, enabled):
+        own = mixed.of_own_kind(spec.recipe, layers)
+        found = compensate.moments(model, own, Feed(wide.batches(size), "max", reporter))
+    return found, wide.tokens if isinstance(wide, Samples) else 0
 
 
 def _let_export_see(model: Any, data: Samples | Pictures) -> None:

@@ -53,7 +53,7 @@ def own(known: Sequence[Loaded], recipe: str, engine: str, group: str) -> list[L
 
 def _sweep(asked: Asked, loads: Sequence[Loaded]) -> Users:
     cells = [each.cell for each in loads]
-    over = next((cell for cell in cells if _over(asked, cell)), None)
+    over = next((cell for cell in cells if asked.limits.broken_by(cell)), None)
     held = cells[: cells.index(over)] if over else cells
     rates = [Point(cell.concurrency, _rate(cell), _seconds(cell)) for cell in cells]
     bend = knee(rates).concurrency
@@ -90,16 +90,10 @@ def _words(
         within = " within the limits (p90)" if asked.limited else " measured"
         yield f"{what} {most.concurrency} users{within}, {_rate(most):,.0f} tokens/s."
     if over is not None:
-        yield f"{over.concurrency} are too many: {_over(asked, over)}."
+        yield f"{over.concurrency} are too many: {asked.limits.broken_by(over)}."
     yield f"Knee at {bend}." if bend else "No knee up to there."
     if waited:
         yield f"Requests wait from {waited} on."
-
-
-def _over(asked: Asked, cell: LoadCell) -> str:
-    """Which limit the p90 breaks. A time that nobody kept holds no limit."""
-    times = (None if each is None else each.p90 for each in (cell.ttft, cell.tpot))
-    return asked.limits.breaks(*times, unknown=True)
 
 
 def _rate(cell: LoadCell) -> float:

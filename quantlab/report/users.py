@@ -53,12 +53,7 @@ def carried(cells: Sequence[LoadCell], limits: Limits) -> LoadCell | None:
     Args:
         cells: valid, smallest load first.
     """
-
-    def holds(cell: LoadCell) -> bool:
-        times = (None if each is None else each.p90 for each in (cell.ttft, cell.tpot))
-        return not limits.breaks(*times, unknown=True)
-
-    return next(reversed(list(takewhile(holds, cells))), None)
+    return next(reversed(list(takewhile(lambda cell: not limits.broken_by(cell), cells))), None)
 
 
 def _carried(cells: Sequence[LoadCell], limits: Limits) -> str:
