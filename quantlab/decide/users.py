@@ -53,7 +53,7 @@ def own(known: Sequence[Loaded], recipe: str, engine: str, group: str) -> list[L
 
 def _sweep(asked: Asked, loads: Sequence[Loaded]) -> Users:
     cells = [each.cell for each in loads]
-    over = next((cell for cell in cells if asked.limits.broken_by(cell)), None)
+    over = next((cell for cell in cells if asked.limits.breaks(*cell.p90, unknown=True)), None)
     held = cells[: cells.index(over)] if over else cells
     rates = [Point(cell.concurrency, _rate(cell), _seconds(cell)) for cell in cells]
     bend = knee(rates).concurrency
@@ -90,7 +90,7 @@ def _words(
         within = " within the limits (p90)" if asked.limited else " measured"
         yield f"{what} {most.concurrency} users{within}, {_rate(most):,.0f} tokens/s."
     if over is not None:
-        yield f"{over.concurrency} are too many: {asked.limits.broken_by(over)}."
+        yield f"{over.concurrency} are too many: {asked.limits.breaks(*over.p90, unknown=True)}."
     yield f"Knee at {bend}." if bend else "No knee up to there."
     if waited:
         yield f"Requests wait from {waited} on."

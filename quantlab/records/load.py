@@ -51,6 +51,11 @@ class LoadCell(Result, frozen=True, kw_only=True):
         """Requests waited in the engine's queue: it had no room or no time for more."""
         return self.waiting is not None and self.waiting >= 0.05 * self.concurrency
 
+    @property
+    def p90(self) -> tuple[float | None, float | None]:
+        """Seconds to the first token and per further token that nine requests of ten kept; None: not written down."""
+        return (None if self.ttft is None else self.ttft.p90, None if self.tpot is None else self.tpot.p90)
+
 
 class Knee(Result, frozen=True, kw_only=True):
     """What one sweep says, for one pair of lengths."""

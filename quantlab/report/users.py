@@ -53,7 +53,7 @@ def carried(cells: Sequence[LoadCell], limits: Limits) -> LoadCell | None:
     Args:
         cells: valid, smallest load first.
     """
-    return next(reversed(list(takewhile(lambda cell: not limits.broken_by(cell), cells))), None)
+    return next(reversed(list(takewhile(lambda cell: not limits.breaks(*cell.p90, unknown=True), cells))), None)
 
 
 def _carried(cells: Sequence[LoadCell], limits: Limits) -> str:

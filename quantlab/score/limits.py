@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quantlab.records import LoadCell
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -30,8 +28,3 @@ class Limits:
             if value is not None and value > limit:
                 return f"{word} {value * 1e3:.3g} ms is above {limit * 1e3:.3g} ms"
         return ""
-
-    def broken_by(self, cell: LoadCell) -> str:
-        """Which limit the p90 of a load's requests breaks. A time that nobody kept holds no limit."""
-        times = (None if each is None else each.p90 for each in (cell.ttft, cell.tpot))
-        return self.breaks(*times, unknown=True)
