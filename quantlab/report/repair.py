@@ -6,8 +6,10 @@ question is what each additional bit buys. A dashed line marks half of the recip
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from quantlab.records.repair import CurvePoint, GroupCost, Repair
@@ -96,7 +98,7 @@ def facts(found: Repair, point: CurvePoint) -> list[tuple[str, str]]:
         ("KL, nats", figures.mean(fidelity.kl) if fidelity else figures.NOTHING),
         ("recovered, %", figures.percent(part, 0)),
         ("top-1, %", figures.percent(fidelity.top1.value if fidelity else None)),
-        ("sum of shares (predicted)", figures.three(point.predicted)),
+        ("sum of shares, predicted", figures.three(point.predicted)),
     ]
 
 
@@ -159,13 +161,14 @@ def terminal(found: Repair, console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads = ["", *(head for head, _ in facts(found, found.points[0]))]
-    for head in heads:
-        table.add_column(head, justify="right" if head else "left", overflow="fold")
-    for point in found.points:
-        mark = f"{point.name} *" if point.chosen else point.name
-        table.add_row(mark, *(value for _, value in facts(found, point)), style="bold" if point.chosen else None)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    marked = [("", f"{point.name} *" if point.chosen else point.name) for point in found.points]
+    rows = [[mark, *facts(found, point)] for mark, point in zip(marked, found.points, strict=True)]
+    for column in zip(*rows, strict=True):
+        head, values = column[0][0], [value for _, value in column]
+        table.add_column(_folded(head, values if head else ()), justify="right" if head else "left", no_wrap=True)
+    for point, ((_, mark), *row) in zip(found.points, rows, strict=True):
+        table.add_row(_folded(mark), *(value for _, value in row), style="bold" if point.chosen else None)
     console.print(f"[bold]Repair of {found.recipe_name}[/bold] on {found.model}, budget {found.budget:g} bits a weight")
     console.print(table)
     groups = kept(found)
@@ -174,6 +177,12 @@ def terminal(found: Repair, console: Console) -> None:
     console.print(f"Kept, with the nats that each caused: {listed}{more}.", markup=False, highlight=False)
     for text in (*exceptions(found), summary(found), verdict(found), f"Recipe: {found.recipe_file} (* in the table)."):
         console.print(text, markup=False, highlight=False)
+
+
+def _folded(words: str, beside: Sequence[str] = ()) -> str:
+    """As narrow as its longest word, or what stands in the same column. Rich would break words and figures."""
+    width = max((len(each) for each in (*words.split(), *beside)), default=1)
+    return "\n".join(wrap(words, width, break_long_words=False, break_on_hyphens=False))
 
 
 def to_html(found: Repair) -> str:
