@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from quantlab.calibrate.feed import placed
 from quantlab.calibrate.pictures import Pictures
@@ -64,16 +65,11 @@ def watched(model: nn.Module, layers: Sequence[str], compute: Callable[[], Tenso
     Raises:
         Broken: a layer that never ran.
     """
-    seen: dict[str, Tensor] = {}
-    with torch.inference_mode(), _watched(model, layers, seen):
-        found = compute()
     kept: dict[str, Tensor] = {}
-    if blind := [name for name in layers if name not in seen]:
+    with torch.inference_mode(), _watched(model, layers, kept):
+        found = compute()
+    if blind := [name for name in layers if f"x.{name}" not in kept]:
         raise Broken(f"{len(blind)} quantized layers never ran, e.g. {blind[0]}.", place="calibrate", cure=UNSEEN)
-    for name in layers:
-        x = seen[name]
-        kept[f"x.{name}"] = x.cpu()
-        kept[f"y.{name}"] = output(model, name, x)
     return kept, found
 
 
@@ -108,22 +104,59 @@ def output(model: nn.Module, name: str, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched(model: nn.Module, layers: Sequence[str], inputs: dict[str, Tensor]) -> Iterator[None]:
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0] if args[0].dim() == 3 else args[0].flatten(0, -3)
-            sequences = [min(sequence, x.shape[0] - 1) for sequence, _ in ROWS]
-            positions = [min(position, x.shape[1] - 1) for _, position in ROWS]
-            inputs[name] = x[sequences, positions].detach().clone()
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in layers]
+def _watched(model: nn.Module, layers: Sequence[str], kept: dict[str, Tensor]) -> Iterator[None]:
+    """Each layer makes its output of the kept rows right after it ran, while its rounded weight is still at hand: to
+    round all weights a second time took as long as the model's own pass."""
+    handles = [handle for name in layers for handle in _hooked(model, name, kept)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hooked(model: nn.Module, name: str, kept: dict[str, Tensor]) -> Iterator[RemovableHandle]:
+    layer = model.get_submodule(name)
+    quantizer = getattr(layer, "weight_quantizer", None)
+    rounded: list[Tensor] = []
+    again: list[bool] = []
+
+    def keep(_: nn.Module, __: tuple[Any, ...], weight: Tensor) -> None:
+        rounded[:] = [weight]
+
+    def rows(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if not again:
+            x = args[0] if args[0].dim() == 3 else args[0].flatten(0, -3)
+            sequences = [min(sequence, x.shape[0] - 1) for sequence, _ in ROWS]
+            positions = [min(position, x.shape[1] - 1) for _, position in ROWS]
+            kept[f"x.{name}"] = x[sequences, positions].detach().cpu()
+
+    def repeat(_: nn.Module, __: tuple[Any, ...], ___: Tensor) -> None:
+        if not again:
+            again.append(True)
+            with _answering(quantizer, rounded):
+                kept[f"y.{name}"] = output(model, name, kept[f"x.{name}"])
+            again.clear()
+            rounded.clear()
+
+    yield layer.register_forward_pre_hook(rows)
+    yield layer.register_forward_hook(repeat)
+    if quantizer is not None:
+        yield quantizer.register_forward_hook(keep)
+
+
+@contextmanager
+def _answering(quantizer: nn.Module | None, rounded: Sequence[Tensor]) -> Iterator[None]:
+    """The quantizer gives what it gave a moment ago for the same weight."""
+    if quantizer is None or not rounded:
+        yield
+        return
+    answer = rounded[0]
+    vars(quantizer)["forward"] = lambda *_: answer
+    try:
+        yield
+    finally:
+        del vars(quantizer)["forward"]
 
 
 def save(kept: dict[str, Tensor], folder: Path) -> str:
