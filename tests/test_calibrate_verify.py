@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from quantlab.calibrate import modelopt, probe, verify
-from quantlab.records import Calibrated, CalibrateJob, VerifyJob
+from quantlab.calibrate import modelopt, presets, probe, quantizers, verify
+from quantlab.records import FORMATS, Calibrated, CalibrateJob, VerifyJob
 from quantlab.worker import Reporter
-from tests.test_calibrate_modelopt import job
+from tests.test_calibrate_modelopt import RECIPES, job
 
 Q = "model.layers.0.self_attn.q_proj"
 UP = "model.layers.1.mlp.up_proj"
@@ -205,6 +206,42 @@ def test_a_lost_probe_is_a_failed_check(made: dict[str, Made], tmp_path: Path) -
     folder = Path(shutil.copytree(made["fp8"][1].checkpoint.path, tmp_path / "a"))
     shutil.rmtree(folder / "quantlab")
     assert "probe" in failed(made["fp8"], folder)["reopened"]
+
+
+@pytest.mark.parametrize("name", ["fp8", "int4_awq", "w4a8_awq", "int8_sq", "fp8_rowwise", "mxfp8"])
+def test_the_probe_rounds_each_weight_once_and_says_what_each_layer_gives(
+    tiny_model: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers for the quantizer while a layer repeats its rows; afterwards the quantizer is itself again."""
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.quantization.nn import SequentialQuantizer, TensorQuantizer
+    from transformers import AutoModelForCausalLM
+
+    named = {each: getattr(mtq, each) for each in dir(mtq) if each.endswith("_CFG")}
+    group = 32 if FORMATS[RECIPES[name].format].grouped else None
+    config = presets.configuration(RECIPES[name], group, named)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    layers = quantizers.insert(model, config)
+    given = probe.inputs(None, model.config.vocab_size)
+    with torch.inference_mode():
+        mtq.calibrate(model, config["algorithm"], forward_loop=lambda one: one(**given))
+    weights = {model.get_submodule(f"{layer}.weight_quantizer"): layer for layer in layers}
+    rounded: Counter[str] = Counter()
+    for kind in (TensorQuantizer, SequentialQuantizer):
+        real = kind.forward
+
+        def counted(self: nn.Module, *given: Tensor, real: Callable[..., Tensor] = real) -> Tensor:
+            rounded.update([weights[self]] if self in weights else [])
+            return real(self, *given)
+
+        monkeypatch.setattr(kind, "forward", counted)
+
+    kept = probe.record(model, layers, given)
+
+    assert rounded == dict.fromkeys(layers, 1)
+    for layer in layers:
+        assert torch.equal(kept[f"y.{layer}"], probe.output(model, layer, kept[f"x.{layer}"]))
+    assert rounded == dict.fromkeys(layers, 2)
 
 
 def test_a_range_for_each_token_is_probed_as_it_computes(tiny_model: Path, tmp_path: Path) -> None:
