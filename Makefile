@@ -43,7 +43,7 @@ notebooks: $(VENV)/.lab
 	@echo "runs/notebooks: open the .html files"
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 --numprocesses=$(WORKERS) --dist=loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 # Needs what it installs, and Python 3.11 or 3.12. CI does not run it.
 test-ortgenai:

@@ -27,6 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUP = 32
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs first. A file stays on one worker, and a long one that begins last keeps the others idle (xdist's own
+    order, most tests first, begins with the quick ones: `--no-loadscope-reorder`)."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_pipeline"))
+
+
 @dataclass(frozen=True)
 class Export:
     """A ModelOpt export, and what the calibrated model computed before it was written."""
