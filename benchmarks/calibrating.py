@@ -64,7 +64,7 @@ def compared(word: str, recipes: list[str], place: Path, fewer: int) -> dict[str
         try:
             hand[name] = timed([sys.executable, __file__, "--hand", weights, str(file), str(place / name)])
         except subprocess.CalledProcessError as error:
-            stopped[name] = error.stderr.strip().splitlines()[-1]
+            stopped[name] = (error.stderr.splitlines() or [f"{error}"])[-1]  # killed, it says nothing
         print(f"{name} by hand: {hand.get(name) or stopped[name]}", file=sys.stderr, flush=True)
     ledger = place / "runs"
     ours = timed([sys.executable, "-m", "quantlab", "run", *(files[name] for name in hand), "--model", weights,

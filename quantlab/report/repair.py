@@ -162,13 +162,13 @@ def terminal(found: Repair, console: Console) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    marked = [("", f"{point.name} *" if point.chosen else point.name) for point in found.points]
-    rows = [[mark, *facts(found, point)] for mark, point in zip(marked, found.points, strict=True)]
+    rows = [facts(found, point) for point in found.points]
+    table.add_column(no_wrap=True)
     for column in zip(*rows, strict=True):
-        head, values = column[0][0], [value for _, value in column]
-        table.add_column(_folded(head, values if head else ()), justify="right" if head else "left", no_wrap=True)
-    for point, ((_, mark), *row) in zip(found.points, rows, strict=True):
-        table.add_row(_folded(mark), *(value for _, value in row), style="bold" if point.chosen else None)
+        table.add_column(_folded(column[0][0], [value for _, value in column]), justify="right", no_wrap=True)
+    for point, row in zip(found.points, rows, strict=True):
+        mark = _folded(f"{point.name} *" if point.chosen else point.name)
+        table.add_row(mark, *(value for _, value in row), style="bold" if point.chosen else None)
     console.print(f"[bold]Repair of {found.recipe_name}[/bold] on {found.model}, budget {found.budget:g} bits a weight")
     console.print(table)
     groups = kept(found)
